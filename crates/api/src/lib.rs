@@ -1,0 +1,9 @@
+//! The public HTTP contract: requests, answers, events and errors of `/v1`.
+//!
+//! Names and shapes follow the wire protocol of the published `podflare` SDK; fields that it does not
+//! know are additions that it ignores.
+
+pub mod error;
+pub mod exec;
+pub mod id;
+pub mod sandbox;

@@ -1,0 +1,135 @@
+//! hostd ↔ VMM: one `SOCK_SEQPACKET` socket per VMM process, one message a packet, descriptors beside it.
+//!
+//! hostd sends a [`Command`] and the VMM answers each with one [`Reply`], in order. In between the VMM
+//! may send an [`Event`]. A VMM whose control socket is closed by the other side ends itself, so
+//! nothing outlives hostd.
+//!
+//! ```text
+//!            Boot                     Freeze
+//!   Empty ─────────▶ Running ───────────────────▶ Frozen
+//!                      │  ▲                        │  │
+//!                 Fork │  └────────── Thaw ────────┘  │ Fork
+//!                      ▼                              ▼
+//!                a Frozen copy                  a Frozen copy
+//! ```
+//!
+//! A copy is a process of its own, made by fork(2), with its own control socket. hostd may write the
+//! copy's first commands (`Connect`, `Thaw`) to that socket before the copy exists.
+
+use serde::{Deserialize, Serialize};
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Command {
+    /// Boots a new microVM. Only as the first command of a VMM that was started empty.
+    /// Descriptors: kernel image, initramfs, base disk (read only), disk layer (empty, read and write).
+    Boot(BootConfig),
+    /// Copies the microVM, running or frozen. A running one is paused while it is copied and goes on.
+    /// The copy is frozen. Descriptors: the copy's control socket, the copy's disk layer (empty).
+    Fork,
+    /// Makes a frozen microVM run. Everything that was connected to it before the fork is reset.
+    Thaw,
+    /// Stops a running microVM for good until `Thaw`; only memory and state stay.
+    Freeze,
+    /// Connects a stream to a vsock port of the guest, as soon as it runs. Descriptor: the stream's
+    /// other end. The stream is closed when the guest refuses or resets it.
+    Connect { port: u32 },
+    /// Asks for counters and memory figures.
+    Inspect,
+    /// Asks for the end of the guest's console.
+    ReadConsole,
+}
+
+/// What a microVM is made of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootConfig {
+    /// `1..=limits::VCPUS_MAX`.
+    pub vcpus: u8,
+    /// `limits::MEMORY_MIB_MIN..=limits::MEMORY_MIB_MAX`.
+    pub memory_mib: u32,
+    /// Size of the root disk as the guest sees it, in bytes; at least the base image's size, and a
+    /// multiple of 4,096.
+    pub disk_bytes: u64,
+    /// The guest kernel's command line.
+    pub command_line: String,
+    /// Back guest memory with transparent huge pages.
+    pub huge_pages: bool,
+}
+
+/// What a VMM sends.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Message {
+    Reply(Reply),
+    Event(Event),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reply {
+    /// The kernel has been loaded and its vCPUs run; the guest is far from ready.
+    Booted,
+    /// Descriptor: the copy's pidfd.
+    Forked(Forked),
+    Thawed(Thawed),
+    Frozen {
+        pause_us: u64,
+    },
+    Connecting,
+    Inspected(Inspection),
+    Console {
+        tail: Vec<u8>,
+    },
+    /// The command was not carried out and nothing has changed.
+    Refused {
+        reason: String,
+    },
+}
+
+/// A copy was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Forked {
+    pub pid: u32,
+    /// How long the source's vCPUs stood still; 0 for a frozen source.
+    pub pause_us: u64,
+    /// The part of the pause that saved the machine's state.
+    pub save_us: u64,
+    /// The part of the pause that was fork(2).
+    pub fork_us: u64,
+}
+
+/// A frozen microVM runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Thawed {
+    /// Making a KVM VM over the memory.
+    pub build_us: u64,
+    /// Setting its state and starting its vCPUs.
+    pub restore_us: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Inspection {
+    pub running: bool,
+    pub memory_mib: u32,
+    pub vcpus: u8,
+    /// Blocks of the disk that this microVM has written since its own fork, in bytes.
+    pub disk_layer_bytes: u64,
+    /// Disk layers that are read, this microVM's own included.
+    pub disk_layers: u32,
+    /// Open vsock connections.
+    pub connections: u32,
+}
+
+/// Something happened that no command asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Event {
+    /// The guest is gone. The VMM ends after this message.
+    Ended { reason: EndReason, console_tail: Vec<u8> },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum EndReason {
+    /// The guest reset itself: a kernel panic, `reboot` or `poweroff`.
+    Reset,
+    /// KVM could not go on with a vCPU.
+    VcpuFailed { detail: String },
+    /// The VMM itself failed.
+    Failed { detail: String },
+}

@@ -1,0 +1,127 @@
+//! hostd ↔ agent: frames on one vsock stream per sandbox.
+//!
+//! hostd connects to [`AGENT_PORT`], the agent says [`Event::Hello`], hostd sends [`Request::Renew`]
+//! and waits for [`Event::Renewed`]. Only then is anything else served: a copy is never silently a
+//! twin. A newer connection replaces an older one; executions go on without their reader.
+
+use serde::{Deserialize, Serialize};
+
+/// The agent's vsock port.
+pub const AGENT_PORT: u32 = 5555;
+
+/// Changes with every change of this file; hostd refuses an agent of another version.
+pub const PROTOCOL: u32 = 1;
+
+/// Bytes of fresh entropy that a renewal carries.
+pub const ENTROPY_LEN: usize = 64;
+
+/// hostd's name for one execution, unique on one connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ExecId(pub u32);
+
+/// hostd → agent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Request {
+    /// Makes this copy its own. Must be the first request of a connection.
+    Renew(Renewal),
+    /// Runs code. Executions are served one at a time, in the order of their requests. The agent may
+    /// send `limits::OUTPUT_WINDOW_LEN` bytes of output before it needs `Grant`.
+    Exec {
+        exec: ExecId,
+        language: Language,
+        code: String,
+    },
+    /// Interrupts an execution, or takes it out of the queue. It still ends with `Exited`.
+    Cancel {
+        exec: ExecId,
+    },
+    /// The reader has taken that many bytes of an execution's output; as many more may be sent.
+    Grant {
+        exec: ExecId,
+        bytes: u32,
+    },
+    Ping {
+        token: u64,
+    },
+}
+
+/// What a copy gets of its own before it is handed out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Renewal {
+    /// Credited to the kernel's entropy pool; user-space generators are reseeded from it.
+    /// `ENTROPY_LEN` bytes.
+    pub entropy: Vec<u8>,
+    /// Wall clock, nanoseconds since 1970-01-01 UTC.
+    pub unix_time_ns: u64,
+    pub hostname: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Language {
+    /// The sandbox's one Python REPL; its variables stay.
+    Python,
+    /// A new `bash -c` for each execution.
+    Bash,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum OutputStream {
+    Stdout,
+    Stderr,
+}
+
+/// agent → hostd.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Event {
+    /// First on every connection.
+    Hello {
+        protocol: u32,
+    },
+    Renewed {
+        repl: ReplRenewal,
+    },
+    /// Part of an execution's output, as it was written; at most `limits::OUTPUT_CHUNK_LEN_MAX` bytes.
+    Output {
+        exec: ExecId,
+        stream: OutputStream,
+        data: Vec<u8>,
+    },
+    /// An execution's last event.
+    Exited {
+        exec: ExecId,
+        exit_code: i32,
+        end: ExecEnd,
+    },
+    Pong {
+        token: u64,
+    },
+    /// The connection's request could not be served; the agent closes the connection after this.
+    Failed {
+        message: String,
+    },
+}
+
+/// What became of the REPL's own generators (`random`, numpy, OpenSSL) in a renewal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ReplRenewal {
+    Done,
+    /// The REPL is in code that cannot be interrupted; it renews as soon as that returns, and before
+    /// it runs anything new.
+    Pending,
+}
+
+/// How an execution ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ExecEnd {
+    /// It ran to its end; `exit_code` is its own.
+    Finished,
+    Cancelled,
+    /// Its process was killed by a signal. For Python: the REPL was restarted and its variables are lost.
+    Killed {
+        signal: i32,
+    },
+    /// It could not be started.
+    NotStarted {
+        message: String,
+    },
+}

@@ -1,0 +1,10 @@
+//! The two internal protocols: hostd ↔ VMM ([`control`]) and hostd ↔ guest agent ([`guest`]).
+//!
+//! Types, encoding and limits only: nothing here does I/O. Whatever is decoded comes from a program
+//! that may have been taken over, so every length is checked before anything is allocated for it.
+//! hostd, VMM and agent of one version belong together; [`guest::PROTOCOL`] says which that is.
+
+pub mod codec;
+pub mod control;
+pub mod guest;
+pub mod limits;

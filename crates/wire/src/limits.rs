@@ -1,0 +1,42 @@
+//! Every bound of the two internal protocols, in one place.
+
+/// The longest control message between hostd and a VMM, in bytes.
+pub const CONTROL_MESSAGE_LEN_MAX: usize = 64 * 1024;
+
+/// The most descriptors that travel with one control message.
+pub const CONTROL_DESCRIPTORS_MAX: usize = 8;
+
+/// The longest guest kernel command line, in bytes (Linux itself stops at 2,048).
+pub const COMMAND_LINE_LEN_MAX: usize = 2048;
+
+/// vCPUs of one microVM.
+pub const VCPUS_MAX: u8 = 32;
+
+/// Memory of one microVM, in MiB: the least that boots a distribution kernel, and the most offered.
+pub const MEMORY_MIB_MIN: u32 = 128;
+pub const MEMORY_MIB_MAX: u32 = 65_536;
+
+/// Disk of one microVM, in GiB.
+pub const DISK_GIB_MAX: u32 = 512;
+
+/// The end of the guest's console that a VMM keeps, in bytes.
+pub const CONSOLE_TAIL_LEN_MAX: usize = 16 * 1024;
+
+/// The longest source text of one execution, in bytes. The published SDK uploads files inside it, as base64.
+pub const CODE_LEN_MAX: usize = 32 * 1024 * 1024;
+
+/// The longest frame from hostd to the agent: one execution and its envelope.
+pub const REQUEST_FRAME_LEN_MAX: usize = CODE_LEN_MAX + 64 * 1024;
+
+/// The most output bytes in one frame from the agent.
+pub const OUTPUT_CHUNK_LEN_MAX: usize = 64 * 1024;
+
+/// The longest frame from the agent to hostd: one chunk of output and its envelope.
+pub const EVENT_FRAME_LEN_MAX: usize = OUTPUT_CHUNK_LEN_MAX + 4 * 1024;
+
+/// Output bytes that an execution may have on the way before hostd grants more. A reader that stops
+/// reading stops its own execution and no other.
+pub const OUTPUT_WINDOW_LEN: u32 = 1024 * 1024;
+
+/// Executions that wait or run at once in one guest.
+pub const EXECS_MAX: usize = 64;
