@@ -1,1 +1,15 @@
+//! The vocabulary of the whole-system tests. They need a KVM that works and the programs built beside
+//! them; `make test` runs them natively where it can, and inside the emulated host where it must.
 
+/// A hostd with its sandboxes, spoken to over HTTP.
+pub mod host;
+/// Where the programs and the guest image are.
+pub mod place;
+/// What processes there are, by the kernel's account.
+pub mod processes;
+/// A guest of a few bytes, for tests of the VMM alone.
+pub mod tiny_guest;
+/// One VMM process, spoken to over its control channel.
+pub mod vmm;
+/// Waiting for a condition, with a deadline.
+pub mod wait;

@@ -3,7 +3,9 @@
 //! Names and shapes follow the wire protocol of the published `podflare` SDK; fields that it does not
 //! know are additions that it ignores.
 
+pub mod capacity;
 pub mod error;
 pub mod exec;
 pub mod id;
+pub mod openapi;
 pub mod sandbox;

@@ -20,7 +20,7 @@ pub struct CreateSandbox {
     pub egress: Option<bool>,
 }
 
-/// The answer to a create.
+/// The answer to a create: what the sandbox really has, where that may differ from what was asked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct SandboxCreated {
     pub id: SandboxId,
@@ -29,6 +29,10 @@ pub struct SandboxCreated {
     pub ram_mib: u32,
     pub rootfs_gb: u32,
     pub vcpus: u8,
+    pub timeout_seconds: u64,
+    pub idle_timeout_seconds: u64,
+    pub persistent: bool,
+    pub egress: bool,
 }
 
 /// What a sandbox is doing. Only `Ready` ones are listed.
@@ -57,6 +61,8 @@ pub struct SandboxView {
     pub renewed: bool,
     /// Executions so far.
     pub executions: u64,
+    pub timeout_seconds: u64,
+    pub idle_timeout_seconds: u64,
 }
 
 /// `GET /v1/sandboxes`.

@@ -1,0 +1,300 @@
+"""Measures the promises of docs/promises.md against a running host, each beside its floor from the same run.
+
+    python bench/bench.py --host http://127.0.0.1:7070 --n 100
+
+Prints a Markdown table and writes every raw sample to bench/results/latest.json. A sample is what the caller
+waits for; rows marked "host:" are what the host says about the same request in `Server-Timing`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import statistics
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+
+from podflare import Client, PodflareError, Sandbox
+
+RESULTS = Path(__file__).parent / "results" / "latest.json"
+WARM_UP = 3
+POOL_DEADLINE_SECONDS = 300.0
+POOL_POLL_SECONDS = 0.02
+UPLOAD = os.urandom(256 * 1024)
+
+
+class TimingTransport(httpx.BaseTransport):
+    """Keeps the `Server-Timing` of the first answer since `forget`, in milliseconds by metric."""
+
+    def __init__(self) -> None:
+        self._network = httpx.HTTPTransport()
+        self.first: dict[str, float] | None = None
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        """Send a request and note what the host says about it."""
+        response = self._network.handle_request(request)
+        if self.first is None:
+            metrics = re.findall(
+                r"([\w-]+)(?:;desc=[^;,]*)?;dur=([\d.]+)", response.headers.get("server-timing", "")
+            )
+            self.first = {name: float(ms) for name, ms in metrics}
+        return response
+
+    def forget(self) -> None:
+        """Let the next answer be the first."""
+        self.first = None
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._network.close()
+
+
+@dataclass
+class Sample:
+    """One measurement: the caller's milliseconds, and the host's by metric."""
+
+    ms: float = 0.0
+    host_ms: dict[str, float] = field(default_factory=dict)
+
+
+class Bench:
+    """The host under measurement, with one sandbox that lives through the whole run."""
+
+    def __init__(self, host: str | None) -> None:
+        self._transport = TimingTransport()
+        self.client = Client(host, timeout=120.0, transport=self._transport)
+        self.sandbox = Sandbox(client=self.client)
+
+    @contextmanager
+    def measured(self) -> Iterator[Sample]:
+        """Measure the block; the host's own figures are those of its first request."""
+        sample = Sample()
+        self._transport.forget()
+        start = time.perf_counter()
+        yield sample
+        sample.ms = (time.perf_counter() - start) * 1000
+        sample.host_ms = self._transport.first or {}
+
+    def fill_pool(self) -> None:
+        """Wait until the default template has as many ready VMs as it wants, so that a create finds one.
+
+        Raises:
+            TimeoutError: It does not get there.
+        """
+        deadline = time.monotonic() + POOL_DEADLINE_SECONDS
+        while not pool_is_full(self.client.capacity()):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"The pool is not full after {POOL_DEADLINE_SECONDS:.0f} s")
+            time.sleep(POOL_POLL_SECONDS)
+
+    def close(self) -> None:
+        """Leave nothing behind."""
+        self.sandbox.close()
+        self.client.close()
+
+
+def pool_is_full(capacity: dict[str, object]) -> bool:
+    """Read the default template's counters out of `GET /v1/capacity`."""
+    templates = capacity.get("templates")
+    pool = templates.get("default") if isinstance(templates, dict) else None
+    if not isinstance(pool, dict) or "ready" not in pool:
+        raise PodflareError(f"The host does not tell how many VMs are ready: {json.dumps(capacity)[:200]}")
+    return bool(pool["ready"] >= max(1, pool.get("target", 1)))
+
+
+def healthz(bench: Bench) -> Sample:
+    """Ask for nothing: what any answer over HTTP costs at least."""
+    with bench.measured() as sample:
+        bench.client.healthz()
+    return sample
+
+
+def create(bench: Bench) -> Sample:
+    """Take a ready VM from the pool."""
+    bench.fill_pool()
+    with bench.measured() as sample:
+        sandbox = Sandbox(client=bench.client)
+    sandbox.close()
+    return sample
+
+
+def create_and_run(bench: Bench) -> Sample:
+    """Take a ready VM from the pool and run its first code."""
+    bench.fill_pool()
+    with bench.measured() as sample:
+        sandbox = Sandbox(client=bench.client)
+        run(sandbox)
+    sandbox.close()
+    return sample
+
+
+def run_hot(bench: Bench) -> Sample:
+    """Run code in a sandbox that has run some before."""
+    with bench.measured() as sample:
+        run(bench.sandbox)
+    return sample
+
+
+def run_after_fork(bench: Bench) -> Sample:
+    """Run code in a sandbox whose pages are write-protected anew."""
+    for child in bench.sandbox.fork():
+        child.close()
+    return run_hot(bench)
+
+
+def fork_and_run(n: int) -> Callable[[Bench], Sample]:
+    """Fork n ways, until all children have answered at once."""
+
+    def fork_n_and_run(bench: Bench) -> Sample:
+        with ExitStack() as closing, ThreadPoolExecutor(n) as threads, bench.measured() as sample:
+            children = bench.sandbox.fork(n)
+            for child in children:
+                closing.callback(child.close)
+            list(threads.map(run, children))
+        return sample
+
+    return fork_n_and_run
+
+
+def merge(bench: Bench) -> Sample:
+    """Put a child in its parent's place."""
+    with Sandbox(client=bench.client) as parent:
+        [winner] = parent.fork()
+        run(winner)
+        with bench.measured() as sample:
+            parent.merge_into(winner)
+    return sample
+
+
+def destroy(bench: Bench) -> Sample:
+    """Destroy a sandbox that has run code."""
+    bench.fill_pool()
+    sandbox = Sandbox(client=bench.client)
+    run(sandbox)
+    with bench.measured() as sample:
+        sandbox.close()
+    return sample
+
+
+def upload(bench: Bench) -> Sample:
+    """Write a file of 256 KB."""
+    with bench.measured() as sample:
+        bench.sandbox.upload(UPLOAD, "/root/upload")
+    return sample
+
+
+def run(sandbox: Sandbox) -> None:
+    """Run the least code that answers."""
+    result = sandbox.run_code("print(1)")
+    if result.stdout != "1":
+        raise PodflareError(f"print(1) answered {result}")
+
+
+@dataclass(frozen=True)
+class Operation:
+    """Something to measure; a costly one is measured a fifth as often."""
+
+    name: str
+    sample: Callable[[Bench], Sample]
+    costly: bool = False
+
+
+OPERATIONS = [
+    Operation("floor: loopback HTTP answer", healthz),
+    Operation("create, pool hit", create),
+    Operation("create → first print(1) answered", create_and_run),
+    Operation("hot print(1)", run_hot),
+    Operation("print(1) right after a fork", run_after_fork, costly=True),
+    Operation("fork(1) → child answered", fork_and_run(1), costly=True),
+    Operation("fork(5) → all answered", fork_and_run(5), costly=True),
+    Operation("merge_into", merge, costly=True),
+    Operation("destroy", destroy),
+    Operation("upload 256 KB", upload),
+]
+
+
+def measure(bench: Bench, operation: Operation, n: int) -> dict[str, list[float]]:
+    """Take n samples after a warm-up; return the milliseconds of each row."""
+    for _ in range(WARM_UP):
+        operation.sample(bench)
+    rows: dict[str, list[float]] = defaultdict(list)
+    for _ in range(n):
+        sample = operation.sample(bench)
+        rows[operation.name].append(sample.ms)
+        for metric, ms in sample.host_ms.items():
+            rows[f"{operation.name} · host: {metric}"].append(ms)
+    return rows
+
+
+def table_row(name: str, samples: list[float]) -> str:
+    """Format one row of the Markdown table; percentiles are interpolated linearly."""
+    cuts = statistics.quantiles(samples, n=100, method="inclusive")
+    figures = (cuts[49], cuts[94], cuts[98], max(samples))
+    return f"| {name} | {len(samples)} | " + " | ".join(f"{ms:.2f}" for ms in figures) + " |"
+
+
+def machine(client: Client, kvm: str | None) -> dict[str, object]:
+    """Collect what the figures depend on."""
+    cpuinfo = Path("/proc/cpuinfo")
+    cpu = re.search(r"model name\s*: (.*)", cpuinfo.read_text(encoding="utf-8")) if cpuinfo.exists() else None
+    return {
+        "cpu": cpu[1] if cpu else platform.processor(),
+        "cpus": os.cpu_count(),
+        "kernel": platform.release(),
+        "kvm": kvm or client.capacity().get("kvm", "unknown"),
+        "python": platform.python_version(),
+        "measured_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description="Measures a running host.")
+    parser.add_argument("--host", help="base URL; otherwise as the SDK finds it")
+    parser.add_argument("--n", type=int, default=100, help="samples of each cheap operation (default: 100)")
+    parser.add_argument("--kvm", choices=["native", "emulated"], help="kind of host, if it does not tell")
+    parser.add_argument("--only", metavar="TEXT", default="", help="only operations whose name holds this")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure, print, and keep the samples."""
+    wanted = arguments()
+    with ExitStack() as closing:
+        bench = Bench(wanted.host)
+        closing.callback(bench.close)
+        facts = machine(bench.client, wanted.kvm)
+        print(
+            f"{facts['cpu']} × {facts['cpus']}, Linux {facts['kernel']}, KVM {facts['kvm']}; milliseconds\n"
+        )
+        print("| operation | n | p50 | p95 | p99 | max |\n|---|---|---|---|---|---|", flush=True)
+        samples: dict[str, list[float]] = {}
+        for operation in OPERATIONS:
+            if wanted.only not in operation.name:
+                continue
+            rows = measure(bench, operation, max(2, wanted.n // 5 if operation.costly else wanted.n))
+            samples |= rows
+            for name, row in rows.items():
+                print(table_row(name, row), flush=True)
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(
+        json.dumps({"machine": facts, "warm_up": WARM_UP, "samples_ms": samples}, indent=1) + "\n"
+    )
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (PodflareError, TimeoutError) as error:
+        sys.exit(f"bench: {error}")

@@ -1,0 +1,314 @@
+//! The OpenAPI document of `/v1`, built from the types of this crate and one table of operations.
+//!
+//! A copy lies in `openapi.json` at the repository's root, and a test fails when it is stale.
+//! `PODFLARE_WRITE_OPENAPI=1 cargo test --release -p podflare-api` writes it anew.
+
+use crate::capacity::{Capacity, TemplateCapacity};
+use crate::error::ErrorBody;
+use crate::exec::{ExecEvent, ExecEventKind, ExecRequest, Language};
+use crate::id::SandboxId;
+use crate::sandbox::{
+    CreateSandbox, ForkRequest, Forked, SandboxCreated, SandboxList, SandboxState, SandboxView,
+};
+use utoipa::OpenApi;
+use utoipa::openapi::path::{HttpMethod, OperationBuilder, ParameterBuilder, ParameterIn};
+use utoipa::openapi::request_body::RequestBodyBuilder;
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
+use utoipa::openapi::{
+    Content, InfoBuilder, LicenseBuilder, PathItem, Ref, Required, Response, ResponseBuilder,
+};
+
+/// One endpoint.
+#[derive(Debug, Clone, Copy)]
+pub struct Endpoint {
+    pub method: Method,
+    pub path: &'static str,
+    id: &'static str,
+    summary: &'static str,
+    request: Option<&'static str>,
+    success: Success,
+    /// Error answers beside 401, with what they mean.
+    errors: &'static [(&'static str, &'static str)],
+    /// No key is asked for.
+    open: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Method {
+    Get,
+    Post,
+    Delete,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Success {
+    Json(&'static str),
+    /// One event a line, with blank lines as heartbeats.
+    Events,
+    Text,
+    Document,
+    Empty,
+}
+
+const UNKNOWN: (&str, &str) =
+    ("404", "There is no such sandbox, or it has ended; the text says when and why");
+const BAD_BODY: (&str, &str) = ("400", "The body cannot be understood, or asks for something out of range");
+const FULL: (&str, &str) = ("503", "The host is starting, full or shutting down");
+const FAILED: (&str, &str) = ("500", "The machine could not do it; the text says why");
+
+/// Every endpoint of the contract.
+pub const ENDPOINTS: &[Endpoint] = &[
+    Endpoint {
+        method: Method::Get,
+        path: "/v1/healthz",
+        id: "healthz",
+        summary: "`ok` as soon as sandboxes can be created",
+        request: None,
+        success: Success::Text,
+        errors: &[FULL],
+        open: true,
+    },
+    Endpoint {
+        method: Method::Post,
+        path: "/v1/sandboxes",
+        id: "create_sandbox",
+        summary: "Creates a sandbox; it is ready when this answers",
+        request: Some("CreateSandbox"),
+        success: Success::Json("SandboxCreated"),
+        errors: &[BAD_BODY, ("404", "There is no such template"), FAILED, FULL],
+        open: false,
+    },
+    Endpoint {
+        method: Method::Get,
+        path: "/v1/sandboxes",
+        id: "list_sandboxes",
+        summary: "Lists sandboxes, oldest first",
+        request: None,
+        success: Success::Json("SandboxList"),
+        errors: &[],
+        open: false,
+    },
+    Endpoint {
+        method: Method::Get,
+        path: "/v1/sandboxes/{id}",
+        id: "inspect_sandbox",
+        summary: "Looks at one sandbox",
+        request: None,
+        success: Success::Json("SandboxView"),
+        errors: &[UNKNOWN],
+        open: false,
+    },
+    Endpoint {
+        method: Method::Delete,
+        path: "/v1/sandboxes/{id}",
+        id: "delete_sandbox",
+        summary: "Ends a sandbox; the same answer when there is none",
+        request: None,
+        success: Success::Empty,
+        errors: &[],
+        open: false,
+    },
+    Endpoint {
+        method: Method::Post,
+        path: "/v1/sandboxes/{id}/exec",
+        id: "exec",
+        summary: "Runs code and streams its events; the last is always `exit`",
+        request: Some("ExecRequest"),
+        success: Success::Events,
+        errors: &[
+            BAD_BODY,
+            UNKNOWN,
+            ("413", "The code is too long"),
+            ("429", "Too many executions wait in this sandbox"),
+        ],
+        open: false,
+    },
+    Endpoint {
+        method: Method::Get,
+        path: "/v1/sandboxes/{id}/replay",
+        id: "replay",
+        summary: "The sandbox's most recent events, of all its executions",
+        request: None,
+        success: Success::Events,
+        errors: &[UNKNOWN],
+        open: false,
+    },
+    Endpoint {
+        method: Method::Post,
+        path: "/v1/sandboxes/{id}/fork",
+        id: "fork",
+        summary: "Copies a sandbox as it is now; every child is ready when this answers",
+        request: Some("ForkRequest"),
+        success: Success::Json("Forked"),
+        errors: &[BAD_BODY, UNKNOWN, FAILED, FULL],
+        open: false,
+    },
+    Endpoint {
+        method: Method::Post,
+        path: "/v1/sandboxes/{parent}/merge_into/{winner}",
+        id: "merge_into",
+        summary: "Puts the winner's machine in the parent's place; the winner's own id is gone",
+        request: None,
+        success: Success::Empty,
+        errors: &[("400", "Parent and winner are the same sandbox"), UNKNOWN],
+        open: false,
+    },
+    Endpoint {
+        method: Method::Get,
+        path: "/v1/capacity",
+        id: "capacity",
+        summary: "What the host has ready and what it has given out",
+        request: None,
+        success: Success::Json("Capacity"),
+        errors: &[],
+        open: false,
+    },
+    Endpoint {
+        method: Method::Get,
+        path: "/openapi.json",
+        id: "openapi",
+        summary: "This document",
+        request: None,
+        success: Success::Document,
+        errors: &[],
+        open: true,
+    },
+];
+
+#[derive(OpenApi)]
+#[openapi(components(schemas(
+    Capacity,
+    CreateSandbox,
+    ErrorBody,
+    ExecEvent,
+    ExecEventKind,
+    ExecRequest,
+    ForkRequest,
+    Forked,
+    Language,
+    SandboxCreated,
+    SandboxId,
+    SandboxList,
+    SandboxState,
+    SandboxView,
+    TemplateCapacity,
+)))]
+struct Schemas;
+
+const BEARER: &str = "api_key";
+
+/// The document as JSON text, with a newline at its end.
+pub fn document() -> String {
+    let mut document = Schemas::openapi();
+    document.info = InfoBuilder::new()
+        .title("Podflare")
+        .version("v1")
+        .description(Some("Sandboxes for AI agents that can be forked while they run."))
+        .license(Some(LicenseBuilder::new().name("Apache-2.0").identifier(Some("Apache-2.0")).build()))
+        .build();
+    if let Some(components) = &mut document.components {
+        let bearer = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build();
+        components.add_security_scheme(BEARER, SecurityScheme::Http(bearer));
+    }
+    for endpoint in ENDPOINTS {
+        let path = document.paths.paths.entry(endpoint.path.to_owned()).or_default();
+        path.merge_operations(item(endpoint));
+    }
+    #[expect(clippy::expect_used, reason = "the document is made of maps with text keys")]
+    let mut text = document.to_pretty_json().expect("the document encodes");
+    text.push('\n');
+    text
+}
+
+fn item(endpoint: &Endpoint) -> PathItem {
+    let mut operation = OperationBuilder::new()
+        .operation_id(Some(endpoint.id))
+        .summary(Some(endpoint.summary))
+        .request_body(endpoint.request.map(|schema| {
+            let content = Content::new(Some(Ref::from_schema_name(schema)));
+            RequestBodyBuilder::new()
+                .content("application/json", content)
+                .required(Some(Required::True))
+                .build()
+        }));
+    for name in path_parameters(endpoint.path) {
+        operation = operation.parameter(
+            ParameterBuilder::new()
+                .name(name)
+                .parameter_in(ParameterIn::Path)
+                .required(Required::True)
+                .schema(Some(Ref::from_schema_name("SandboxId"))),
+        );
+    }
+    let (status, response) = success(endpoint.success);
+    operation = operation.response(status, response);
+    for (status, meaning) in endpoint.errors {
+        operation = operation.response(*status, error(meaning));
+    }
+    if !endpoint.open {
+        operation = operation
+            .response("401", error("No key, or a wrong one; only where the host has keys"))
+            .security(SecurityRequirement::new(BEARER, Vec::<String>::new()));
+    }
+    let method = match endpoint.method {
+        Method::Get => HttpMethod::Get,
+        Method::Post => HttpMethod::Post,
+        Method::Delete => HttpMethod::Delete,
+    };
+    PathItem::new(method, operation)
+}
+
+fn path_parameters(path: &str) -> impl Iterator<Item = &str> {
+    path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'))
+}
+
+fn success(success: Success) -> (&'static str, Response) {
+    let answer = |description: &str, content_type: &str, content: Content| {
+        ("200", ResponseBuilder::new().description(description).content(content_type, content).build())
+    };
+    match success {
+        Success::Json(schema) => {
+            answer("Done", "application/json", Content::new(Some(Ref::from_schema_name(schema))))
+        }
+        Success::Events => answer(
+            "One event a line; blank lines are heartbeats",
+            "application/x-ndjson",
+            Content::new(Some(Ref::from_schema_name("ExecEvent"))),
+        ),
+        Success::Text => answer("`ok`", "text/plain", Content::default()),
+        Success::Document => answer("An OpenAPI document", "application/json", Content::default()),
+        Success::Empty => ("204", ResponseBuilder::new().description("Done").build()),
+    }
+}
+
+fn error(meaning: &str) -> Response {
+    let content = Content::new(Some(Ref::from_schema_name("ErrorBody")));
+    ResponseBuilder::new().description(meaning).content("application/json", content).build()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_checked_in_document_is_current() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../openapi.json");
+        if std::env::var_os("PODFLARE_WRITE_OPENAPI").is_some() {
+            std::fs::write(path, document()).unwrap();
+        }
+        let checked_in = std::fs::read_to_string(path).unwrap_or_default();
+        assert!(
+            checked_in == document(),
+            "openapi.json is stale; PODFLARE_WRITE_OPENAPI=1 cargo test --release -p podflare-api writes it"
+        );
+    }
+
+    #[test]
+    fn every_reference_in_the_document_has_its_schema() {
+        let document: serde_json::Value = serde_json::from_str(&document()).unwrap();
+        let text = document.to_string();
+        for name in text.split("\"#/components/schemas/").skip(1).filter_map(|rest| rest.split('"').next()) {
+            assert!(document["components"]["schemas"][name].is_object(), "{name}");
+        }
+    }
+}

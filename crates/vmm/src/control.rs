@@ -1,0 +1,275 @@
+//! Serves hostd's commands: one `match` for each phase of a microVM's life, so that what is possible
+//! when can be read off.
+
+use crate::boot::{BootFiles, boot};
+use crate::devices::virtio::block::disk::DiskError;
+use crate::error::chain;
+use crate::kvm::vcpu::install_stop_signal;
+use crate::machine::{Copied, ForkTimes, Forked, Frozen, FrozenForked, PauseError, Running, Wake};
+use podflare_channel::{Channel, ChannelError};
+use podflare_wire::codec;
+use podflare_wire::control::{self, Command, EndReason, Event, Message, Reply};
+use podflare_wire::limits::CONTROL_MESSAGE_LEN_MAX;
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    #[error("Could not use the control channel")]
+    Channel(#[from] ChannelError),
+    #[error("hostd sent something that is no command")]
+    NotACommand(#[from] codec::DecodeError),
+    #[error("Could not set the signal that stops vCPUs")]
+    Signal(#[source] std::io::Error),
+    #[error("Could not wait for events")]
+    Wait(#[source] std::io::Error),
+}
+
+/// Where a microVM is in its life.
+#[derive(Debug)]
+enum Phase {
+    Empty,
+    Running(Box<Running>),
+    Frozen(Box<Frozen>),
+}
+
+/// What to do after a command.
+enum Next {
+    Reply(Phase, Reply, Option<OwnedFd>),
+    /// This process is a copy now: it has a channel of its own, and nobody waits for a reply.
+    Copy(Result<Frozen, DiskError>, Channel),
+    End(Event),
+}
+
+/// Serves until hostd closes the channel or the guest ends.
+pub fn serve(mut channel: Channel) -> Result<(), ServeError> {
+    install_stop_signal().map_err(|errno| ServeError::Signal(errno.into()))?;
+    let mut phase = Phase::Empty;
+    loop {
+        let next = match wait(&phase, &channel)? {
+            Wait::Command(command, descriptors) => carry_out(phase, command, descriptors, &channel),
+            Wait::VcpuEnded => end(phase),
+            Wait::Closed => return Ok(()),
+        };
+        match next {
+            Next::Reply(after, reply, descriptor) => {
+                let descriptors: Vec<BorrowedFd<'_>> = descriptor.iter().map(AsFd::as_fd).collect();
+                send(&channel, &Message::Reply(reply), &descriptors)?;
+                phase = after;
+            }
+            Next::Copy(copy, own) => {
+                channel = own;
+                match copy {
+                    Ok(frozen) => phase = Phase::Frozen(Box::new(frozen)),
+                    Err(error) => return send(&channel, &Message::Event(failed(&error)), &[]),
+                }
+            }
+            Next::End(event) => return send(&channel, &Message::Event(event), &[]),
+        }
+    }
+}
+
+enum Wait {
+    Command(Command, Vec<OwnedFd>),
+    VcpuEnded,
+    Closed,
+}
+
+/// Runs the event loop until there is something to decide.
+fn wait(phase: &Phase, channel: &Channel) -> Result<Wait, ServeError> {
+    loop {
+        match channel.receive(CONTROL_MESSAGE_LEN_MAX) {
+            Ok((bytes, descriptors)) => return Ok(Wait::Command(codec::decode(&bytes)?, descriptors)),
+            Err(ChannelError::Closed) => return Ok(Wait::Closed),
+            Err(ChannelError::WouldBlock) => {}
+            Err(error) => return Err(error.into()),
+        }
+        match phase {
+            Phase::Running(running) if wait_running(running)? => return Ok(Wait::VcpuEnded),
+            Phase::Running(_) => {}
+            Phase::Empty | Phase::Frozen(_) => channel.wait_readable()?,
+        }
+    }
+}
+
+/// Serves connections until a command waits, or a vCPU has ended: then it returns true.
+fn wait_running(running: &Running) -> Result<bool, ServeError> {
+    loop {
+        let wakes = running.wait().map_err(ServeError::Wait)?;
+        for wake in &wakes {
+            if let Wake::Connection { host_port, events } = *wake {
+                running.host_ready(host_port, events);
+            }
+        }
+        if wakes.contains(&Wake::VcpuEnded) {
+            return Ok(true);
+        }
+        if wakes.contains(&Wake::Control) {
+            return Ok(false);
+        }
+    }
+}
+
+fn carry_out(phase: Phase, command: Command, descriptors: Vec<OwnedFd>, channel: &Channel) -> Next {
+    match phase {
+        Phase::Empty => when_empty(command, descriptors, channel),
+        Phase::Running(running) => when_running(running, &command, descriptors),
+        Phase::Frozen(frozen) => when_frozen(frozen, &command, descriptors, channel),
+    }
+}
+
+fn when_empty(command: Command, descriptors: Vec<OwnedFd>, channel: &Channel) -> Next {
+    let Command::Boot(config) = command else {
+        return refuse(Phase::Empty, "nothing has been booted yet");
+    };
+    let Ok([kernel, initramfs, disk_base, disk_layer]) = files(descriptors) else {
+        return refuse(Phase::Empty, "a boot needs kernel, initramfs, base disk and disk layer");
+    };
+    let files = BootFiles { kernel, initramfs, disk_base, disk_layer };
+    match boot(&config, files, channel.as_fd()) {
+        Ok(running) => Next::Reply(Phase::Running(Box::new(running)), Reply::Booted, None),
+        Err(error) => refuse(Phase::Empty, &chain(&error)),
+    }
+}
+
+fn when_running(running: Box<Running>, command: &Command, descriptors: Vec<OwnedFd>) -> Next {
+    match command {
+        Command::Fork => match copy_descriptors(descriptors) {
+            Ok((own, layer)) => fork_running(*running, own, layer),
+            Err(reason) => refuse(Phase::Running(running), reason),
+        },
+        Command::Freeze => match running.freeze() {
+            Ok((frozen, pause_us)) => {
+                Next::Reply(Phase::Frozen(Box::new(frozen)), Reply::Frozen { pause_us }, None)
+            }
+            Err(error) => end_of(error),
+        },
+        Command::Connect { port } => {
+            let Ok([stream]) = <[OwnedFd; 1]>::try_from(descriptors) else {
+                return refuse(Phase::Running(running), "a connection needs one stream");
+            };
+            match running.connect(*port, stream) {
+                Ok(()) => Next::Reply(Phase::Running(running), Reply::Connecting, None),
+                Err(error) => refuse(Phase::Running(running), &chain(&error)),
+            }
+        }
+        Command::Inspect => {
+            let inspection = running.inspect();
+            Next::Reply(Phase::Running(running), Reply::Inspected(inspection), None)
+        }
+        Command::ReadConsole => {
+            let tail = running.console_tail();
+            Next::Reply(Phase::Running(running), Reply::Console { tail }, None)
+        }
+        Command::Boot(_) | Command::Thaw => refuse(Phase::Running(running), "the machine runs already"),
+    }
+}
+
+fn when_frozen(frozen: Box<Frozen>, command: &Command, descriptors: Vec<OwnedFd>, channel: &Channel) -> Next {
+    match command {
+        Command::Fork => match copy_descriptors(descriptors) {
+            Ok((own, layer)) => fork_frozen(*frozen, own, layer),
+            Err(reason) => refuse(Phase::Frozen(frozen), reason),
+        },
+        Command::Thaw => match frozen.thaw(channel.as_fd()) {
+            Ok((running, thawed)) => {
+                Next::Reply(Phase::Running(Box::new(running)), Reply::Thawed(thawed), None)
+            }
+            Err((frozen, error)) => refuse(Phase::Frozen(frozen), &chain(&error)),
+        },
+        Command::Connect { port } => {
+            let Ok([stream]) = <[OwnedFd; 1]>::try_from(descriptors) else {
+                return refuse(Phase::Frozen(frozen), "a connection needs one stream");
+            };
+            match frozen.connect(*port, stream) {
+                Ok(()) => Next::Reply(Phase::Frozen(frozen), Reply::Connecting, None),
+                Err(error) => refuse(Phase::Frozen(frozen), &chain(&error)),
+            }
+        }
+        Command::Inspect => {
+            let inspection = frozen.inspect();
+            Next::Reply(Phase::Frozen(frozen), Reply::Inspected(inspection), None)
+        }
+        Command::ReadConsole => {
+            let tail = frozen.console_tail();
+            Next::Reply(Phase::Frozen(frozen), Reply::Console { tail }, None)
+        }
+        Command::Boot(_) | Command::Freeze => refuse(Phase::Frozen(frozen), "the machine is frozen already"),
+    }
+}
+
+fn fork_running(running: Running, own: Channel, layer: File) -> Next {
+    match running.fork(layer) {
+        Ok(Forked::Copy(frozen)) => Next::Copy(frozen, own),
+        Ok(Forked::Source { running, result, times }) => {
+            forked(Phase::Running(Box::new(running)), result, times)
+        }
+        Err(error) => end_of(error),
+    }
+}
+
+fn fork_frozen(frozen: Frozen, own: Channel, layer: File) -> Next {
+    let forking = std::time::Instant::now();
+    match frozen.fork(layer) {
+        FrozenForked::Copy(frozen) => Next::Copy(frozen, own),
+        FrozenForked::Source { frozen, result } => {
+            let fork_us = u64::try_from(forking.elapsed().as_micros()).unwrap_or(u64::MAX);
+            let times = ForkTimes { pause_us: 0, save_us: 0, fork_us };
+            forked(Phase::Frozen(Box::new(frozen)), result, times)
+        }
+    }
+}
+
+fn forked(phase: Phase, result: Result<Copied, crate::copy::CopyError>, times: ForkTimes) -> Next {
+    match result {
+        Ok(Copied { pid, pidfd }) => {
+            let ForkTimes { pause_us, save_us, fork_us } = times;
+            let pid = pid.as_raw_nonzero().get().cast_unsigned();
+            let reply = Reply::Forked(control::Forked { pid, pause_us, save_us, fork_us });
+            Next::Reply(phase, reply, Some(pidfd))
+        }
+        Err(error) => refuse(phase, &chain(&error)),
+    }
+}
+
+fn refuse(phase: Phase, reason: &str) -> Next {
+    Next::Reply(phase, Reply::Refused { reason: reason.to_owned() }, None)
+}
+
+/// Only a running machine has vCPUs that can end.
+fn end(phase: Phase) -> Next {
+    match phase {
+        Phase::Running(running) => end_of(running.into_end()),
+        Phase::Empty | Phase::Frozen(_) => refuse(phase, "the machine does not run"),
+    }
+}
+
+fn end_of(error: PauseError) -> Next {
+    Next::End(match error {
+        PauseError::Ended { reason, console_tail } => Event::Ended { reason, console_tail },
+        error => failed(&error),
+    })
+}
+
+fn failed(error: &dyn std::error::Error) -> Event {
+    Event::Ended { reason: EndReason::Failed { detail: chain(error) }, console_tail: Vec::new() }
+}
+
+/// The descriptors that come with a fork: the copy's channel and its disk layer.
+fn copy_descriptors(descriptors: Vec<OwnedFd>) -> Result<(Channel, File), &'static str> {
+    let [channel, layer] = <[OwnedFd; 2]>::try_from(descriptors)
+        .map_err(|_| "a fork needs the copy's control channel and its disk layer")?;
+    Ok((Channel::from_fd(channel), File::from(layer)))
+}
+
+fn files<const N: usize>(descriptors: Vec<OwnedFd>) -> Result<[File; N], Vec<OwnedFd>> {
+    <[OwnedFd; N]>::try_from(descriptors).map(|descriptors| descriptors.map(File::from))
+}
+
+fn send(channel: &Channel, message: &Message, descriptors: &[BorrowedFd<'_>]) -> Result<(), ServeError> {
+    match channel.send(&codec::encode(message), descriptors) {
+        // hostd is gone; the next receive says so too.
+        Ok(()) | Err(ChannelError::Closed) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}

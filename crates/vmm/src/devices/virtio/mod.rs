@@ -1,0 +1,86 @@
+//! Virtio devices behind virtio-mmio registers.
+//!
+//! A device serves its queues on the thread that wrote the notification, to the end, and is plain data
+//! in between: with the vCPUs stopped nothing is in flight, so fork(2) copies a device as memory. What a
+//! device returns is whether the driver must be told; raising the interrupt is the caller's part.
+
+pub(crate) mod block;
+pub(crate) mod mmio;
+pub(crate) mod rng;
+pub(crate) mod vsock;
+
+#[cfg(test)]
+mod test_driver;
+
+pub(crate) use crate::memory::GuestMemory;
+pub(crate) use virtio_queue::{Error as QueueError, Queue};
+
+use virtio_queue::{DescriptorChain, QueueOwnedT, QueueT};
+
+/// What a device is to its transport.
+pub(crate) trait VirtioDevice: Send {
+    const DEVICE_TYPE: u32;
+    const QUEUE_SIZES: &'static [u16];
+
+    /// The device's own feature bits; those of the ring are the transport's to add.
+    fn features(&self) -> u64;
+
+    /// Reads the configuration space; zeros beyond its end.
+    fn read_config(&self, offset: u64, data: &mut [u8]);
+
+    /// The driver has finished its set-up and accepted these features.
+    fn activate(&mut self, features: u64);
+
+    /// The driver has let go of the device, or has broken it. The queues are not to be touched again
+    /// before the next `activate`.
+    fn reset(&mut self);
+
+    /// Serves queue `index`; true when the driver must be told. An error means that the driver has
+    /// broken the queue, and that the device stops until it is reset.
+    fn notified(
+        &mut self,
+        index: usize,
+        queues: &mut [Queue],
+        memory: &GuestMemory,
+    ) -> Result<bool, QueueError>;
+}
+
+/// Takes the next chain that the driver has made available. A broken ring is an error here, where
+/// `Queue::pop_descriptor_chain` would show it as an empty one that never becomes idle.
+fn next_chain<'m>(
+    queue: &mut Queue,
+    memory: &'m GuestMemory,
+) -> Result<Option<DescriptorChain<&'m GuestMemory>>, QueueError> {
+    Ok(queue.iter(memory)?.next())
+}
+
+/// Serves every chain there is; `serve` returns how many bytes it has written to the chain. True when
+/// the driver must be told.
+fn serve_queue<'m>(
+    queue: &mut Queue,
+    memory: &'m GuestMemory,
+    mut serve: impl FnMut(DescriptorChain<&'m GuestMemory>) -> Result<u32, QueueError>,
+) -> Result<bool, QueueError> {
+    let mut served = false;
+    loop {
+        queue.disable_notification(memory)?;
+        while let Some(chain) = next_chain(queue, memory)? {
+            let head = chain.head_index();
+            let written = serve(chain)?;
+            queue.add_used(memory, head, written)?;
+            served = true;
+        }
+        if !queue.enable_notification(memory)? {
+            break;
+        }
+    }
+    Ok(served && queue.needs_notification(memory)?)
+}
+
+/// Reads from a configuration space; zeros beyond its end.
+fn read_config_bytes(config: &[u8], offset: u64, data: &mut [u8]) {
+    data.fill(0);
+    let available = usize::try_from(offset).ok().and_then(|offset| config.get(offset..)).unwrap_or_default();
+    let len = available.len().min(data.len());
+    data[..len].copy_from_slice(&available[..len]);
+}

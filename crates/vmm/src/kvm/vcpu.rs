@@ -1,0 +1,130 @@
+//! A vCPU's thread: runs the guest, serves its accesses to devices, and ends by returning the vCPU.
+
+use super::vm;
+use crate::devices::Devices;
+use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::thread::JoinHandle;
+use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
+
+/// A vCPU thread's stack: its call depth is small, its buffers are elsewhere.
+const STACK_LEN: usize = 256 * 1024;
+
+/// Why a vCPU stopped.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Stop {
+    /// [`VcpuThread::stop`] was called.
+    Asked,
+    /// The guest reset the machine.
+    Reset,
+    Failed(String),
+}
+
+#[derive(Debug)]
+pub(crate) struct VcpuThread {
+    thread: JoinHandle<(VcpuFd, Stop)>,
+    immediate_exit: ImmediateExit,
+}
+
+/// KVM's flag "return from the next run at once", in the page that a vCPU shares with KVM.
+#[derive(Debug, Clone, Copy)]
+struct ImmediateExit(*const AtomicU8);
+
+// SAFETY: the pointee is an atomic, and its page stays mapped while the vCPU lives, which its thread
+// returns only when it ends.
+unsafe impl Send for ImmediateExit {}
+
+impl ImmediateExit {
+    fn of(vcpu: &mut VcpuFd) -> ImmediateExit {
+        ImmediateExit((&raw mut vcpu.get_kvm_run().immediate_exit).cast())
+    }
+
+    fn get(&self) -> &AtomicU8 {
+        // SAFETY: the page is mapped while the vCPU lives (see `Send`), and no one makes a plain
+        // reference to this byte while its thread runs.
+        unsafe { &*self.0 }
+    }
+}
+
+/// Must be called once, before the first vCPU thread: the signal only has to interrupt.
+pub(crate) fn install_stop_signal() -> Result<(), vmm_sys_util::errno::Error> {
+    extern "C" fn ignore(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
+    register_signal_handler(SIGRTMIN(), ignore)
+}
+
+impl VcpuThread {
+    /// Runs the vCPU until it is stopped; `ended` is signalled if it stops by itself.
+    pub(crate) fn start(
+        mut vcpu: VcpuFd,
+        vm: Arc<VmFd>,
+        devices: Arc<Devices>,
+        ended: EventFd,
+    ) -> std::io::Result<VcpuThread> {
+        let immediate_exit = ImmediateExit::of(&mut vcpu);
+        immediate_exit.get().store(0, Ordering::Release);
+        let thread =
+            std::thread::Builder::new().name("vcpu".into()).stack_size(STACK_LEN).spawn(move || {
+                let stop = run(&mut vcpu, immediate_exit, &vm, &devices);
+                if stop != Stop::Asked {
+                    // The counter cannot overflow: each vCPU ends once.
+                    let written = ended.write(1);
+                    debug_assert!(written.is_ok(), "{written:?}");
+                }
+                (vcpu, stop)
+            })?;
+        Ok(VcpuThread { thread, immediate_exit })
+    }
+
+    /// Asks the vCPU to stop; [`VcpuThread::join`] waits for it.
+    pub(crate) fn stop(&self) {
+        // The flag covers the time before KVM_RUN, the signal the time inside it.
+        self.immediate_exit.get().store(1, Ordering::Release);
+        let sent = self.thread.kill(SIGRTMIN());
+        debug_assert!(sent.is_ok(), "a thread that is not joined can be signalled: {sent:?}");
+    }
+
+    pub(crate) fn join(self) -> Option<(VcpuFd, Stop)> {
+        self.thread.join().ok()
+    }
+}
+
+fn run(vcpu: &mut VcpuFd, immediate_exit: ImmediateExit, vm: &VmFd, devices: &Devices) -> Stop {
+    loop {
+        match vcpu.run() {
+            Ok(VcpuExit::MmioWrite(address, data)) => {
+                if let Some(gsi) = devices.mmio_write(address, data) {
+                    vm::raise(vm, gsi);
+                }
+            }
+            Ok(VcpuExit::MmioRead(address, data)) => devices.mmio_read(address, data),
+            Ok(VcpuExit::IoOut(port, data)) => {
+                if let Some(gsi) = devices.port_write(port, data) {
+                    vm::raise(vm, gsi);
+                }
+            }
+            Ok(VcpuExit::IoIn(port, data)) => devices.port_read(port, data),
+            Ok(VcpuExit::Shutdown | VcpuExit::SystemEvent(..)) => return Stop::Reset,
+            Ok(VcpuExit::FailEntry(reason, cpu)) => {
+                return Stop::Failed(format!(
+                    "the processor refused to enter the guest: {reason:#x} on {cpu}"
+                ));
+            }
+            Ok(VcpuExit::InternalError) => {
+                return Stop::Failed("KVM could not emulate an instruction".into());
+            }
+            Ok(VcpuExit::Intr) => {}
+            Ok(other) => return Stop::Failed(format!("KVM left the guest for an unknown reason: {other:?}")),
+            // An interrupted run has finished its last I/O instruction: the state may be saved.
+            Err(error) if error.errno() == libc::EINTR => {
+                if immediate_exit.get().load(Ordering::Acquire) == 1 {
+                    return Stop::Asked;
+                }
+            }
+            // A vCPU that another one has yet to start.
+            Err(error) if error.errno() == libc::EAGAIN => {}
+            Err(error) => return Stop::Failed(format!("KVM could not run the vCPU: {error}")),
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! A KVM virtual machine over guest memory: made at boot, and anew at every thaw.
+
+use super::cpuid;
+use crate::layout;
+use crate::memory::GuestMemory;
+use kvm_bindings::kvm_userspace_memory_region;
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, KVM_MAX_MSR_ENTRIES, Msrs, kvm_msr_entry};
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use std::sync::Arc;
+use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
+
+#[derive(Debug, thiserror::Error)]
+pub enum KvmError {
+    #[error("Could not open /dev/kvm: is it there, and may this user read and write it?")]
+    Open(#[source] kvm_ioctls::Error),
+    #[error("KVM does not tell what it supports")]
+    Capabilities(#[source] kvm_ioctls::Error),
+    #[error("KVM could not make a virtual machine")]
+    CreateVm(#[source] kvm_ioctls::Error),
+    #[error("KVM did not take the guest's memory")]
+    Memory(#[source] kvm_ioctls::Error),
+    #[error("KVM could not make the interrupt chips")]
+    Chips(#[source] kvm_ioctls::Error),
+    #[error("KVM could not make vCPU {index}")]
+    CreateVcpu { index: u8, source: kvm_ioctls::Error },
+    #[error("KVM refuses the processor that vCPU {index} should show")]
+    Cpuid { index: u8, source: kvm_ioctls::Error },
+}
+
+/// This machine's KVM and what it can do; asked once, kept by every copy.
+#[derive(Debug)]
+pub(crate) struct Platform {
+    kvm: Kvm,
+    cpuid: CpuId,
+    /// The registers that make up a vCPU's state and that KVM lets be read.
+    msr_indices: Vec<u32>,
+}
+
+/// KVM's side of a running microVM.
+#[derive(Debug)]
+pub(crate) struct Vm {
+    pub(crate) fd: Arc<VmFd>,
+    pub(crate) vcpus: Vec<VcpuFd>,
+}
+
+impl Platform {
+    pub(crate) fn open() -> Result<Platform, KvmError> {
+        let kvm = Kvm::new().map_err(KvmError::Open)?;
+        let cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(KvmError::Capabilities)?;
+        let msr_indices = readable_msrs(&kvm)?;
+        Ok(Platform { kvm, cpuid, msr_indices })
+    }
+
+    pub(crate) fn msr_indices(&self) -> &[u32] {
+        &self.msr_indices
+    }
+
+    /// A new virtual machine over this memory, its vCPUs in their reset state.
+    pub(crate) fn build(&self, memory: &GuestMemory, vcpus: u8) -> Result<Vm, KvmError> {
+        let fd = self.kvm.create_vm().map_err(KvmError::CreateVm)?;
+        fd.set_tss_address(layout::KVM_TSS).map_err(KvmError::CreateVm)?;
+        // Memory goes in before the interrupt chips: after them each region costs milliseconds.
+        set_memory(&fd, memory)?;
+        fd.create_irq_chip().map_err(KvmError::Chips)?;
+        let vcpus = (0..vcpus)
+            .map(|index| {
+                let vcpu = fd
+                    .create_vcpu(u64::from(index))
+                    .map_err(|source| KvmError::CreateVcpu { index, source })?;
+                vcpu.set_cpuid2(&cpuid::for_vcpu(&self.cpuid, index, vcpus))
+                    .map_err(|source| KvmError::Cpuid { index, source })?;
+                Ok(vcpu)
+            })
+            .collect::<Result<_, KvmError>>()?;
+        Ok(Vm { fd: Arc::new(fd), vcpus })
+    }
+}
+
+fn set_memory(fd: &VmFd, memory: &GuestMemory) -> Result<(), KvmError> {
+    for (slot, region) in memory.iter().enumerate() {
+        let region = kvm_userspace_memory_region {
+            slot: u32::try_from(slot).unwrap_or(u32::MAX),
+            flags: 0,
+            guest_phys_addr: region.start_addr().raw_value(),
+            memory_size: region.len(),
+            userspace_addr: region.as_ptr().addr() as u64,
+        };
+        // SAFETY: the range is a live mapping. It outlives this KVM VM: `machine::Running` holds both,
+        // and ends the vCPUs before either is dropped.
+        unsafe { fd.set_user_memory_region(region) }.map_err(KvmError::Memory)?;
+    }
+    Ok(())
+}
+
+/// Some of the registers that KVM lists cannot be read on every host; it can only be tried.
+fn readable_msrs(kvm: &Kvm) -> Result<Vec<u32>, KvmError> {
+    let list = kvm.get_msr_index_list().map_err(KvmError::Capabilities)?;
+    let vm = kvm.create_vm().map_err(KvmError::CreateVm)?;
+    vm.create_irq_chip().map_err(KvmError::Chips)?;
+    let vcpu = vm.create_vcpu(0).map_err(|source| KvmError::CreateVcpu { index: 0, source })?;
+    let cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(KvmError::Capabilities)?;
+    // Which registers can be read depends on the processor that the vCPU shows.
+    vcpu.set_cpuid2(&cpuid::for_vcpu(&cpuid, 0, 1)).map_err(|source| KvmError::Cpuid { index: 0, source })?;
+    let readable = |index: &u32| {
+        let entry = kvm_msr_entry { index: *index, ..Default::default() };
+        let one = Msrs::from_entries(&[entry]);
+        one.is_ok_and(|mut one| matches!(vcpu.get_msrs(&mut one), Ok(1)))
+    };
+    Ok(list.as_slice().iter().copied().filter(readable).take(KVM_MAX_MSR_ENTRIES).collect())
+}
+
+/// One VM with one vCPU that never runs. While it is open, the kernel's switches for "there is a VM"
+/// are never flipped; kept open from boot on it avoids a crash of multi-threaded emulation, which races
+/// with the kernel rewriting its own code.
+pub fn hold() -> Result<impl Sized, KvmError> {
+    let kvm = Kvm::new().map_err(KvmError::Open)?;
+    let vm = kvm.create_vm().map_err(KvmError::CreateVm)?;
+    vm.create_irq_chip().map_err(KvmError::Chips)?;
+    let vcpu = vm.create_vcpu(0).map_err(|source| KvmError::CreateVcpu { index: 0, source })?;
+    Ok((vm, vcpu))
+}
+
+/// Raises an edge-triggered line. The ioctl has delivered the interrupt when it returns, so that no
+/// interrupt is under way outside the state that a fork saves.
+pub(crate) fn raise(fd: &VmFd, gsi: u32) {
+    for active in [true, false] {
+        // It fails only for lines that do not exist, and lines are constants.
+        let result = fd.set_irq_line(gsi, active);
+        debug_assert!(result.is_ok(), "line {gsi}: {result:?}");
+    }
+}

@@ -1,0 +1,352 @@
+//! The microVM, running or frozen, and the ways from one to the other.
+//!
+//! ```text
+//!  boot ──▶ Running ──freeze──▶ Frozen ──thaw──▶ Running
+//!             │ fork               │ fork
+//!             ▼                    ▼
+//!           Frozen               Frozen       (in a process of their own)
+//! ```
+//!
+//! `Running` has KVM descriptors and vCPU threads; `Frozen` has neither, only memory and saved state.
+//! A fork stops the threads, saves the state and copies the process: the source starts its threads
+//! again, the copy drops what it inherited of KVM and is a `Frozen`.
+
+use crate::copy::{CopyError, Side, copy_process};
+use crate::devices::Devices;
+use crate::devices::virtio::block::disk::DiskError;
+use crate::devices::virtio::vsock::{ConnectError, host_port_of};
+use crate::kvm::state::{MachineState, StateError, restore, save};
+use crate::kvm::vcpu::{Stop, VcpuThread};
+use crate::kvm::vm::{self, KvmError, Platform, Vm};
+use crate::memory::GuestMemory;
+use podflare_wire::control::{EndReason, Inspection, Thawed};
+use rustix::process::Pid;
+use std::fs::File;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Instant;
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::EventFd;
+
+/// What a fork copies: everything but KVM's descriptors and threads.
+#[derive(Debug)]
+pub(crate) struct Body {
+    pub(crate) platform: Platform,
+    pub(crate) memory: GuestMemory,
+    pub(crate) devices: Arc<Devices>,
+    pub(crate) vcpus: u8,
+    pub(crate) memory_mib: u32,
+}
+
+#[derive(Debug)]
+pub(crate) struct Running {
+    body: Body,
+    vm: Arc<kvm_ioctls::VmFd>,
+    threads: Vec<VcpuThread>,
+    poller: Arc<Epoll>,
+    ended: EventFd,
+}
+
+#[derive(Debug)]
+pub(crate) struct Frozen {
+    body: Body,
+    state: MachineState,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StartError {
+    #[error("Could not make the descriptors of the event loop")]
+    Descriptors(#[source] std::io::Error),
+    #[error("Could not start a vCPU's thread")]
+    Thread(#[source] std::io::Error),
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ThawError {
+    #[error("Could not make the virtual machine")]
+    Build(#[from] KvmError),
+    #[error("Could not give the virtual machine its state")]
+    Restore(#[from] StateError),
+    #[error("Could not start the virtual machine")]
+    Start(#[from] StartError),
+}
+
+/// A running machine's end, or the reason why it could not be brought to a stand.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PauseError {
+    #[error("The guest has ended")]
+    Ended { reason: EndReason, console_tail: Vec<u8> },
+    #[error("Could not save the machine's state")]
+    Save(#[from] StateError),
+    #[error("Could not start the machine again")]
+    Start(#[from] StartError),
+}
+
+/// What is watched by a running machine's event loop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wake {
+    Control,
+    VcpuEnded,
+    Connection { host_port: u32, events: EventSet },
+}
+
+/// The two sides of a fork of a running machine.
+#[derive(Debug)]
+pub(crate) enum Forked {
+    Source { running: Running, result: Result<Copied, CopyError>, times: ForkTimes },
+    Copy(Result<Frozen, DiskError>),
+}
+
+/// The two sides of a fork of a frozen machine.
+#[derive(Debug)]
+pub(crate) enum FrozenForked {
+    Source { frozen: Frozen, result: Result<Copied, CopyError> },
+    Copy(Result<Frozen, DiskError>),
+}
+
+#[derive(Debug)]
+pub(crate) struct Copied {
+    pub(crate) pid: Pid,
+    pub(crate) pidfd: OwnedFd,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ForkTimes {
+    pub(crate) pause_us: u64,
+    pub(crate) save_us: u64,
+    pub(crate) fork_us: u64,
+}
+
+/// Below the tokens of connections.
+const WAKE_CONTROL: u64 = 1;
+const WAKE_VCPU_ENDED: u64 = 2;
+
+impl Running {
+    /// Starts the vCPUs of a machine whose KVM side is complete. `control` is watched from now on.
+    pub(crate) fn start(body: Body, vm: Vm, control: BorrowedFd<'_>) -> Result<Running, (Body, StartError)> {
+        let (poller, ended) = match event_descriptors(control) {
+            Ok(descriptors) => descriptors,
+            Err(error) => return Err((body, StartError::Descriptors(error))),
+        };
+        let Vm { fd, vcpus } = vm;
+        let mut running = Running { body, vm: fd, threads: Vec::new(), poller, ended };
+        running.body.devices.set_poller(Some(running.poller.clone()));
+        for gsi in running.body.devices.serve_all_queues() {
+            vm::raise(&running.vm, gsi);
+        }
+        match running.start_threads(vcpus) {
+            Ok(()) => Ok(running),
+            Err(error) => Err((running.abandon(), error)),
+        }
+    }
+
+    /// Copies the machine. Returns on both sides; `layer` becomes the copy's disk layer.
+    pub(crate) fn fork(mut self, layer: File) -> Result<Forked, PauseError> {
+        let paused = Instant::now();
+        let (vm, state) = self.pause()?;
+        let save_us = micros(paused);
+        self.body.devices.seal_disk();
+        let forking = Instant::now();
+        let result = match copy_process() {
+            Ok(Side::Copy) => {
+                drop(vm);
+                return Ok(Forked::Copy(self.become_copy(layer, state)));
+            }
+            Ok(Side::Source { copy, pidfd }) => Ok(Copied { pid: copy, pidfd }),
+            Err(error) => Err(error),
+        };
+        let fork_us = micros(forking);
+        self.start_threads(vm.vcpus)?;
+        let times = ForkTimes { pause_us: micros(paused), save_us, fork_us };
+        Ok(Forked::Source { running: self, result, times })
+    }
+
+    /// Stops the machine. Returns the time that it took.
+    pub(crate) fn freeze(mut self) -> Result<(Frozen, u64), PauseError> {
+        let paused = Instant::now();
+        let (vm, state) = self.pause()?;
+        drop(vm);
+        let body = self.abandon();
+        Ok((Frozen { body, state }, micros(paused)))
+    }
+
+    /// Waits until there is something to do.
+    pub(crate) fn wait(&self) -> std::io::Result<Vec<Wake>> {
+        let mut events = [EpollEvent::default(); 32];
+        let count = match self.poller.wait(-1, &mut events) {
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => 0,
+            result => result?,
+        };
+        Ok(events[..count].iter().map(|event| wake_of(*event)).collect())
+    }
+
+    /// Moves bytes between a connection's host side and the guest.
+    pub(crate) fn host_ready(&self, host_port: u32, events: EventSet) {
+        self.raise(self.body.devices.host_ready(host_port, events));
+    }
+
+    pub(crate) fn connect(&self, port: u32, stream: OwnedFd) -> Result<(), ConnectError> {
+        self.raise(self.body.devices.connect(port, stream)?);
+        Ok(())
+    }
+
+    pub(crate) fn console_tail(&self) -> Vec<u8> {
+        self.body.devices.console_tail()
+    }
+
+    pub(crate) fn inspect(&self) -> Inspection {
+        self.body.inspect(true)
+    }
+
+    fn raise(&self, gsi: Option<u32>) {
+        if let Some(gsi) = gsi {
+            vm::raise(&self.vm, gsi);
+        }
+    }
+
+    /// Ends all vCPU threads and saves the state. The machine stands still with its KVM side intact.
+    fn pause(&mut self) -> Result<(Vm, MachineState), PauseError> {
+        for thread in &self.threads {
+            thread.stop();
+        }
+        let mut vcpus = Vec::new();
+        for thread in std::mem::take(&mut self.threads) {
+            match thread.join() {
+                Some((vcpu, Stop::Asked)) => vcpus.push(vcpu),
+                Some((_, Stop::Reset)) => return Err(self.ended(EndReason::Reset)),
+                Some((_, Stop::Failed(detail))) => {
+                    return Err(self.ended(EndReason::VcpuFailed { detail }));
+                }
+                None => {
+                    let detail = "a vCPU's thread panicked".into();
+                    return Err(self.ended(EndReason::Failed { detail }));
+                }
+            }
+        }
+        let vm = Vm { fd: self.vm.clone(), vcpus };
+        match save(&vm, self.body.platform.msr_indices()) {
+            Ok(state) => Ok((vm, state)),
+            Err(error) => {
+                self.start_threads(vm.vcpus)?;
+                Err(PauseError::Save(error))
+            }
+        }
+    }
+
+    fn ended(&self, reason: EndReason) -> PauseError {
+        PauseError::Ended { reason, console_tail: self.body.devices.console_tail() }
+    }
+
+    fn start_threads(&mut self, vcpus: Vec<kvm_ioctls::VcpuFd>) -> Result<(), StartError> {
+        for vcpu in vcpus {
+            let ended = self.ended.try_clone().map_err(StartError::Descriptors)?;
+            let thread = VcpuThread::start(vcpu, self.vm.clone(), self.body.devices.clone(), ended)
+                .map_err(StartError::Thread)?;
+            self.threads.push(thread);
+        }
+        Ok(())
+    }
+
+    /// Why a vCPU has stopped by itself. Ends the others.
+    pub(crate) fn into_end(mut self) -> PauseError {
+        match self.pause() {
+            Err(error) => error,
+            Ok(_) => self.ended(EndReason::Failed { detail: "a vCPU stopped without a reason".into() }),
+        }
+    }
+
+    /// In the copy: lets go of all that belongs to the source.
+    fn become_copy(self, layer: File, state: MachineState) -> Result<Frozen, DiskError> {
+        self.body.devices.become_copy(layer)?;
+        Ok(Frozen { body: self.body, state })
+    }
+
+    /// Lets go of KVM and of the event loop.
+    fn abandon(self) -> Body {
+        self.body.devices.set_poller(None);
+        self.body
+    }
+}
+
+impl Frozen {
+    /// Makes the machine run: a new KVM VM over the same memory. The mirror of `boot`.
+    pub(crate) fn thaw(self, control: BorrowedFd<'_>) -> Result<(Running, Thawed), (Box<Frozen>, ThawError)> {
+        let building = Instant::now();
+        let Frozen { body, state } = self;
+        let vm = match body.platform.build(&body.memory, body.vcpus) {
+            Ok(vm) => vm,
+            Err(error) => return Err((Box::new(Frozen { body, state }), error.into())),
+        };
+        let build_us = micros(building);
+        let restoring = Instant::now();
+        if let Err(error) = restore(&vm, &state) {
+            return Err((Box::new(Frozen { body, state }), error.into()));
+        }
+        match Running::start(body, vm, control) {
+            Ok(running) => Ok((running, Thawed { build_us, restore_us: micros(restoring) })),
+            Err((body, error)) => Err((Box::new(Frozen { body, state }), error.into())),
+        }
+    }
+
+    /// Copies the machine. Returns on both sides; `layer` becomes the copy's disk layer.
+    pub(crate) fn fork(self, layer: File) -> FrozenForked {
+        self.body.devices.seal_disk();
+        match copy_process() {
+            Ok(Side::Copy) => FrozenForked::Copy(self.body.devices.become_copy(layer).map(|()| self)),
+            Ok(Side::Source { copy, pidfd }) => {
+                FrozenForked::Source { frozen: self, result: Ok(Copied { pid: copy, pidfd }) }
+            }
+            Err(error) => FrozenForked::Source { frozen: self, result: Err(error) },
+        }
+    }
+
+    /// The connection is made when the machine runs.
+    pub(crate) fn connect(&self, port: u32, stream: OwnedFd) -> Result<(), ConnectError> {
+        // The guest stands still: nothing can take an interrupt now, and `thaw` serves all queues.
+        self.body.devices.connect(port, stream).map(drop)
+    }
+
+    pub(crate) fn console_tail(&self) -> Vec<u8> {
+        self.body.devices.console_tail()
+    }
+
+    pub(crate) fn inspect(&self) -> Inspection {
+        self.body.inspect(false)
+    }
+}
+
+impl Body {
+    fn inspect(&self, running: bool) -> Inspection {
+        let (disk_layer_bytes, disk_layers) = self.devices.disk_size();
+        Inspection {
+            running,
+            memory_mib: self.memory_mib,
+            vcpus: self.vcpus,
+            disk_layer_bytes,
+            disk_layers: u32::try_from(disk_layers).unwrap_or(u32::MAX),
+            connections: u32::try_from(self.devices.connection_count()).unwrap_or(u32::MAX),
+        }
+    }
+}
+
+/// The poller of a running machine, and the descriptor by which its vCPUs tell that they have ended.
+fn event_descriptors(control: BorrowedFd<'_>) -> std::io::Result<(Arc<Epoll>, EventFd)> {
+    let poller = Epoll::new()?;
+    let ended = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
+    for (descriptor, token) in [(control.as_raw_fd(), WAKE_CONTROL), (ended.as_raw_fd(), WAKE_VCPU_ENDED)] {
+        poller.ctl(ControlOperation::Add, descriptor, EpollEvent::new(EventSet::IN, token))?;
+    }
+    Ok((Arc::new(poller), ended))
+}
+
+fn wake_of(event: EpollEvent) -> Wake {
+    match event.data() {
+        WAKE_CONTROL => Wake::Control,
+        WAKE_VCPU_ENDED => Wake::VcpuEnded,
+        token => Wake::Connection { host_port: host_port_of(token), events: event.event_set() },
+    }
+}
+
+fn micros(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)
+}

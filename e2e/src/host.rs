@@ -1,0 +1,188 @@
+//! A hostd with its sandboxes, spoken to over HTTP as any client would.
+
+use crate::place;
+use crate::wait::until;
+use podflare_api::exec::{ExecEvent, ExecEventKind};
+use podflare_api::id::SandboxId;
+use podflare_api::sandbox::{Forked, SandboxCreated, SandboxList, SandboxView};
+use serde_json::{Value, json};
+use std::io::{BufRead, BufReader};
+use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
+use std::process::{Child, Command};
+use std::time::Duration;
+use tempfile::TempDir;
+
+/// A running hostd. Dropping it ends it and its sandboxes.
+#[derive(Debug)]
+pub struct Host {
+    pub process: Child,
+    pub state_dir: TempDir,
+    address: SocketAddr,
+    http: ureq::Agent,
+}
+
+/// What an execution gave.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Output {
+    pub stdout: String,
+    pub stderr: String,
+    pub exit_code: i32,
+}
+
+/// A status that is no success, and its `error` sentence.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    pub status: u16,
+    pub error: String,
+}
+
+#[expect(clippy::unwrap_used, reason = "the first thing that goes wrong must fail the test")]
+impl Host {
+    /// Starts a hostd with that many pool members and waits until it serves.
+    pub fn start(pool_size: u32) -> Host {
+        Host::start_with_state_dir(pool_size, tempfile::tempdir().unwrap())
+    }
+
+    pub fn start_with_state_dir(pool_size: u32, state_dir: TempDir) -> Host {
+        let address = free_address();
+        let process = Command::new(place::program("podflare-hostd"))
+            .arg("--listen")
+            .arg(address.to_string())
+            .arg("--image-dir")
+            .arg(place::image_file("."))
+            .arg("--rootfs")
+            .arg(place::rootfs())
+            .arg("--state-dir")
+            .arg(state_dir.path())
+            .env("PODFLARE_POOL_SIZE", pool_size.to_string())
+            .spawn()
+            .unwrap();
+        let http = ureq::Agent::config_builder()
+            .http_status_as_error(false)
+            .timeout_connect(Some(Duration::from_secs(5)))
+            .build()
+            .into();
+        let host = Host { process, state_dir, address, http };
+        until("hostd to serve", || host.is_healthy().then_some(()));
+        host
+    }
+
+    pub fn is_healthy(&self) -> bool {
+        self.http.get(self.url("/v1/healthz")).call().is_ok_and(|answer| answer.status() == 200)
+    }
+
+    pub fn create(&self) -> SandboxId {
+        let created: SandboxCreated = self.post("/v1/sandboxes", &json!({})).unwrap().0;
+        created.id
+    }
+
+    /// The children, and the `Server-Timing` header.
+    pub fn fork(&self, id: &SandboxId, n: u32) -> (Vec<SandboxId>, String) {
+        let (forked, timing): (Forked, _) =
+            self.post(&format!("/v1/sandboxes/{id}/fork"), &json!({ "n": n })).unwrap();
+        (forked.children, timing)
+    }
+
+    pub fn merge(&self, parent: &SandboxId, winner: &SandboxId) -> Result<(), Refusal> {
+        let answer =
+            self.http.post(self.url(&format!("/v1/sandboxes/{parent}/merge_into/{winner}"))).send_empty();
+        refused(answer.unwrap()).map(drop)
+    }
+
+    pub fn delete(&self, id: &SandboxId) {
+        let answer = self.http.delete(self.url(&format!("/v1/sandboxes/{id}"))).call().unwrap();
+        assert_eq!(answer.status(), 204);
+    }
+
+    pub fn list(&self) -> Vec<SandboxId> {
+        let mut answer = self.http.get(self.url("/v1/sandboxes")).call().unwrap();
+        let list: SandboxList = answer.body_mut().read_json().unwrap();
+        list.sandboxes.into_iter().map(|sandbox| sandbox.id).collect()
+    }
+
+    pub fn inspect(&self, id: &SandboxId) -> SandboxView {
+        let mut answer = self.http.get(self.url(&format!("/v1/sandboxes/{id}"))).call().unwrap();
+        answer.body_mut().read_json().unwrap()
+    }
+
+    /// `GET /v1/capacity`, as it is.
+    pub fn capacity(&self) -> Value {
+        self.http.get(self.url("/v1/capacity")).call().unwrap().body_mut().read_json().unwrap()
+    }
+
+    pub fn python(&self, id: &SandboxId, code: &str) -> Result<Output, Refusal> {
+        self.exec(id, "python", code)
+    }
+
+    pub fn bash(&self, id: &SandboxId, code: &str) -> Result<Output, Refusal> {
+        self.exec(id, "bash", code)
+    }
+
+    fn exec(&self, id: &SandboxId, language: &str, code: &str) -> Result<Output, Refusal> {
+        let url = self.url(&format!("/v1/sandboxes/{id}/exec"));
+        let answer = self.http.post(url).send_json(json!({ "code": code, "language": language }));
+        let mut answer = refused(answer.unwrap())?;
+        let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+        for line in BufReader::new(answer.body_mut().as_reader()).lines() {
+            let line = line.unwrap();
+            if line.is_empty() {
+                continue;
+            }
+            let event: ExecEvent = serde_json::from_str(&line).unwrap();
+            match event.kind {
+                ExecEventKind::Stdout(text) => stdout.push(text),
+                ExecEventKind::Stderr(text) => stderr.push(text),
+                ExecEventKind::Exit(exit_code) => {
+                    return Ok(Output { stdout: stdout.join("\n"), stderr: stderr.join("\n"), exit_code });
+                }
+            }
+        }
+        panic!("the stream ended without an exit event: {stdout:?} {stderr:?}");
+    }
+
+    fn post<T: serde::de::DeserializeOwned>(&self, path: &str, body: &Value) -> Result<(T, String), Refusal> {
+        let mut answer = refused(self.http.post(self.url(path)).send_json(body).unwrap())?;
+        let timing = answer.headers().get("server-timing").map_or("", |value| value.to_str().unwrap());
+        let timing = timing.to_owned();
+        Ok((answer.body_mut().read_json().unwrap(), timing))
+    }
+
+    fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    /// The files that hostd has made, unlinked ones excluded.
+    pub fn state_files(&self) -> usize {
+        count_files(self.state_dir.path())
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        // Both fail only when the process has ended already.
+        drop(self.process.kill());
+        drop(self.process.wait());
+    }
+}
+
+type Answer = ureq::http::Response<ureq::Body>;
+
+fn refused(mut answer: Answer) -> Result<Answer, Refusal> {
+    if answer.status().is_success() {
+        return Ok(answer);
+    }
+    let status = answer.status().as_u16();
+    let body: Value = answer.body_mut().read_json().unwrap_or_default();
+    Err(Refusal { status, error: body["error"].as_str().unwrap_or_default().to_owned() })
+}
+
+#[expect(clippy::unwrap_used, reason = "the first thing that goes wrong must fail the test")]
+fn free_address() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+fn count_files(directory: &Path) -> usize {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    entries.map(|entry| if entry.path().is_dir() { count_files(&entry.path()) } else { 1 }).sum()
+}

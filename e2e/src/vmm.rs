@@ -1,0 +1,166 @@
+//! One VMM process, spoken to over its control channel as hostd does it.
+
+use crate::place;
+use podflare_channel::{Channel, ChannelError};
+use podflare_wire::codec;
+use podflare_wire::control::{BootConfig, Command, Event, Forked, Inspection, Message, Reply, Thawed};
+use podflare_wire::limits::CONTROL_MESSAGE_LEN_MAX;
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
+};
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::process::Stdio;
+
+/// A VMM process. Dropping it ends the process.
+#[derive(Debug)]
+pub struct Vmm {
+    pub pid: u32,
+    channel: Option<Channel>,
+    pidfd: OwnedFd,
+}
+
+/// What a machine is booted from.
+#[derive(Debug)]
+pub struct Boot {
+    pub kernel: File,
+    pub initramfs: File,
+    pub disk_base: File,
+    pub config: BootConfig,
+}
+
+#[expect(clippy::unwrap_used, reason = "the first thing that goes wrong must fail the test")]
+impl Vmm {
+    /// Starts an empty VMM.
+    #[expect(clippy::zombie_processes, reason = "it is reaped through its pidfd, as its copies are")]
+    pub fn start() -> Vmm {
+        let (ours, theirs) = Channel::pair().unwrap();
+        let child = std::process::Command::new(place::program("podflare-vmm"))
+            .arg("serve")
+            .stdin(Stdio::from(theirs.into_fd()))
+            .spawn()
+            .unwrap();
+        let pid = child.id();
+        let pidfd = pidfd_open(Pid::from_raw(pid.cast_signed()).unwrap(), PidfdFlags::empty()).unwrap();
+        Vmm { pid, channel: Some(ours), pidfd }
+    }
+
+    pub fn boot(&self, boot: &Boot) {
+        let layer = tempfile::tempfile().unwrap();
+        let files = [&boot.kernel, &boot.initramfs, &boot.disk_base, &layer].map(|file| file.as_fd());
+        let (reply, _) = self.ask(&Command::Boot(boot.config.clone()), &files);
+        assert_eq!(reply, Reply::Booted);
+    }
+
+    /// Copies the machine; the copy is frozen.
+    pub fn fork(&self) -> (Vmm, Forked) {
+        let (ours, theirs) = Channel::pair().unwrap();
+        let layer = tempfile::tempfile().unwrap();
+        let (reply, mut descriptors) = self.ask(&Command::Fork, &[theirs.as_fd(), layer.as_fd()]);
+        let Reply::Forked(forked) = reply else { panic!("{reply:?}") };
+        let pidfd = descriptors.pop().unwrap();
+        (Vmm { pid: forked.pid, channel: Some(ours), pidfd }, forked)
+    }
+
+    pub fn thaw(&self) -> Thawed {
+        match self.ask(&Command::Thaw, &[]).0 {
+            Reply::Thawed(thawed) => thawed,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub fn freeze(&self) {
+        let reply = self.ask(&Command::Freeze, &[]).0;
+        assert!(matches!(reply, Reply::Frozen { .. }), "{reply:?}");
+    }
+
+    pub fn console(&self) -> Vec<u8> {
+        match self.ask(&Command::ReadConsole, &[]).0 {
+            Reply::Console { tail } => tail,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub fn inspect(&self) -> Inspection {
+        match self.ask(&Command::Inspect, &[]).0 {
+            Reply::Inspected(inspection) => inspection,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Why a command was not carried out.
+    pub fn refusal(&self, command: &Command) -> String {
+        match self.ask(command, &[]).0 {
+            Reply::Refused { reason } => reason,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Waits for the event that no command asked for.
+    pub fn event(&self) -> Event {
+        match self.receive().0 {
+            Message::Event(event) => event,
+            Message::Reply(reply) => panic!("{reply:?}"),
+        }
+    }
+
+    /// The descriptors that the process holds, as the kernel names them.
+    pub fn open_files(&self) -> Vec<String> {
+        let name = |entry: std::io::Result<std::fs::DirEntry>| {
+            let target = std::fs::read_link(entry.unwrap().path()).unwrap_or_default();
+            target.to_string_lossy().into_owned()
+        };
+        let mut names: Vec<_> =
+            std::fs::read_dir(format!("/proc/{}/fd", self.pid)).unwrap().map(name).collect();
+        names.sort();
+        names
+    }
+
+    pub fn kill(&self) {
+        pidfd_send_signal(&self.pidfd, Signal::KILL).unwrap();
+    }
+
+    /// Closes the channel, as a hostd that dies does, and waits for the process to end.
+    pub fn hang_up(mut self) {
+        self.channel = None;
+        self.reap();
+    }
+
+    fn ask(&self, command: &Command, descriptors: &[BorrowedFd<'_>]) -> (Reply, Vec<OwnedFd>) {
+        self.channel().send(&codec::encode(command), descriptors).unwrap();
+        match self.receive() {
+            (Message::Reply(reply), descriptors) => (reply, descriptors),
+            (Message::Event(event), _) => panic!("{event:?}"),
+        }
+    }
+
+    fn receive(&self) -> (Message, Vec<OwnedFd>) {
+        loop {
+            match self.channel().receive(CONTROL_MESSAGE_LEN_MAX) {
+                Ok((bytes, descriptors)) => return (codec::decode(&bytes).unwrap(), descriptors),
+                Err(ChannelError::WouldBlock) => self.channel().wait_readable().unwrap(),
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+
+    fn channel(&self) -> &Channel {
+        self.channel.as_ref().unwrap()
+    }
+
+    fn reap(&self) {
+        waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED).unwrap();
+    }
+}
+
+impl Drop for Vmm {
+    fn drop(&mut self) {
+        if self.channel.is_some() {
+            // It fails only when the process has been ended and reaped already.
+            let sent = pidfd_send_signal(&self.pidfd, Signal::KILL);
+            if sent.is_ok() {
+                self.reap();
+            }
+        }
+    }
+}

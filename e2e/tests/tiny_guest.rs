@@ -1,0 +1,152 @@
+//! The VMM alone, with a guest of a few bytes: these run on any KVM, even one that cannot run Linux.
+
+#![expect(clippy::unwrap_used, reason = "the first thing that goes wrong must fail the test")]
+
+use podflare_e2e::tiny_guest::{assert_counts_on, kernel};
+use podflare_e2e::vmm::{Boot, Vmm};
+use podflare_e2e::wait::until;
+use podflare_wire::control::{BootConfig, Command};
+
+fn boot_counter(vcpus: u8) -> Vmm {
+    let vmm = Vmm::start();
+    let config = BootConfig {
+        vcpus,
+        memory_mib: 128,
+        disk_bytes: 1 << 20,
+        command_line: String::new(),
+        huge_pages: false,
+    };
+    let file = || tempfile::tempfile().unwrap();
+    vmm.boot(&Boot { kernel: kernel(0), initramfs: file(), disk_base: file(), config });
+    wait_for_more(&vmm, 0);
+    vmm
+}
+
+/// Waits until the guest has written more than that many bytes.
+fn wait_for_more(vmm: &Vmm, len: usize) -> Vec<u8> {
+    until("the guest to count on", || Some(vmm.console()).filter(|console| console.len() > len))
+}
+
+#[test]
+fn a_copy_counts_on_from_where_its_source_was_paused() {
+    for vcpus in [1, 2] {
+        let source = boot_counter(vcpus);
+        let (copy, forked) = source.fork();
+        assert!(forked.pause_us > 0);
+        let at_the_pause = copy.console();
+        assert_counts_on(&at_the_pause);
+
+        copy.thaw();
+        assert_counts_on(&wait_for_more(&copy, at_the_pause.len()));
+        assert_counts_on(&wait_for_more(&source, at_the_pause.len()));
+    }
+}
+
+#[test]
+fn ten_generations_lose_no_step() {
+    let mut newest = boot_counter(2);
+    for _ in 0..10 {
+        let (copy, _) = newest.fork();
+        let before = copy.console().len();
+        copy.thaw();
+        assert_counts_on(&wait_for_more(&copy, before));
+        newest = copy;
+    }
+}
+
+#[test]
+fn one_frozen_twin_makes_many_copies_of_the_same_moment() {
+    let source = boot_counter(1);
+    let (twin, _) = source.fork();
+    let moment = twin.console();
+    let copies: Vec<Vmm> = (0..8).map(|_| twin.fork().0).collect();
+    for copy in &copies {
+        assert_eq!(copy.console(), moment);
+        copy.thaw();
+    }
+    twin.thaw();
+    for copy in copies.iter().chain([&twin]) {
+        assert_counts_on(&wait_for_more(copy, moment.len()));
+    }
+}
+
+#[test]
+fn a_frozen_machine_stands_still_and_goes_on() {
+    let vmm = boot_counter(1);
+    vmm.freeze();
+    let console = vmm.console();
+    assert_eq!(vmm.console(), console);
+    assert!(!vmm.inspect().running);
+    vmm.thaw();
+    assert_counts_on(&wait_for_more(&vmm, console.len()));
+}
+
+#[test]
+fn a_copy_lives_on_when_its_source_is_killed() {
+    let source = boot_counter(1);
+    let (copy, _) = source.fork();
+    copy.thaw();
+    drop(source);
+    let before = copy.console().len();
+    assert_counts_on(&wait_for_more(&copy, before));
+}
+
+#[test]
+fn a_hundred_forks_leave_nothing_open_in_the_source() {
+    let source = boot_counter(1);
+    drop(source.fork());
+    let before = source.open_files();
+    for _ in 0..100 {
+        let (copy, _) = source.fork();
+        copy.thaw();
+    }
+    assert_eq!(source.open_files().len(), before.len(), "{:?}", source.open_files());
+}
+
+#[test]
+fn a_frozen_copy_holds_no_kvm_machine_and_nothing_of_its_source() {
+    let source = boot_counter(2);
+    let (copy, _) = source.fork();
+    assert!(!copy.inspect().running);
+    let files = copy.open_files();
+    assert!(!files.iter().any(|name| name.contains("kvm-v") || name.contains("event")), "{files:?}");
+    // The source is running: its own channel must not be open in the copy.
+    let sockets = files.iter().filter(|name| name.starts_with("socket:")).count();
+    assert_eq!(sockets, 1, "{files:?}");
+}
+
+#[test]
+fn a_vmm_whose_hostd_is_gone_ends_itself_running_or_frozen() {
+    let running = boot_counter(1);
+    let (frozen, _) = running.fork();
+    running.hang_up();
+    frozen.hang_up();
+    Vmm::start().hang_up();
+}
+
+#[test]
+fn a_command_that_does_not_fit_the_phase_is_refused_and_changes_nothing() {
+    let empty = Vmm::start();
+    assert!(empty.refusal(&Command::Thaw).contains("nothing has been booted"));
+    let running = boot_counter(1);
+    assert!(running.refusal(&Command::Thaw).contains("runs already"));
+    assert!(running.refusal(&Command::Fork).contains("control channel"));
+    running.freeze();
+    assert!(running.refusal(&Command::Freeze).contains("frozen already"));
+    running.thaw();
+    let before = running.console().len();
+    assert_counts_on(&wait_for_more(&running, before.min(1)));
+}
+
+#[test]
+fn a_boot_that_cannot_work_says_why() {
+    let vmm = Vmm::start();
+    let reason = vmm.refusal(&Command::Boot(BootConfig {
+        vcpus: 1,
+        memory_mib: 128,
+        disk_bytes: 1 << 20,
+        command_line: String::new(),
+        huge_pages: false,
+    }));
+    assert!(reason.contains("kernel"), "{reason}");
+}

@@ -1,0 +1,52 @@
+"""Sandboxes for AI agents: microVMs that run code, fork and merge.
+
+from podflare import Sandbox
+
+with Sandbox() as sandbox:
+    sandbox.run_code("x = 42")
+    print(sandbox.run_code("print(x)").stdout)
+"""
+
+from podflare._client import Client, close_default_client
+from podflare._diff import Diff
+from podflare._errors import (
+    ApiError,
+    BadRequestError,
+    CapacityError,
+    ConnectionLostError,
+    FileTransferError,
+    HostError,
+    HostTimeoutError,
+    HostUnreachableError,
+    PodflareError,
+    ProtocolError,
+    SandboxNotFoundError,
+    UnauthorizedError,
+)
+from podflare._sandbox import Sandbox
+from podflare._types import Event, ExecResult, Language, SandboxInfo
+from podflare._version import __version__
+
+__all__ = [
+    "ApiError",
+    "BadRequestError",
+    "CapacityError",
+    "Client",
+    "ConnectionLostError",
+    "Diff",
+    "Event",
+    "ExecResult",
+    "FileTransferError",
+    "HostError",
+    "HostTimeoutError",
+    "HostUnreachableError",
+    "Language",
+    "PodflareError",
+    "ProtocolError",
+    "Sandbox",
+    "SandboxInfo",
+    "SandboxNotFoundError",
+    "UnauthorizedError",
+    "__version__",
+    "close_default_client",
+]

@@ -1,0 +1,293 @@
+"""The HTTP client: one method for each endpoint, no state of sandboxes."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Generator, Mapping
+from types import TracebackType
+from typing import Any, cast
+from urllib.parse import quote
+
+import httpx
+
+from podflare._errors import ProtocolError, api_error, transport_errors
+from podflare._stream import events, execution_events
+from podflare._types import Event, Language, SandboxInfo
+from podflare._version import __version__
+
+DEFAULT_HOST = "http://127.0.0.1:7070"
+
+_CONNECT_TIMEOUT_SECONDS = 5.0
+# A host may have to build or boot something before it answers one of these.
+_SLOW_TIMEOUT_SECONDS = 120.0
+_KEEPALIVE = httpx.Limits(max_connections=None, max_keepalive_connections=32, keepalive_expiry=60.0)
+
+
+class Client:
+    """A connection pool to one host; may be shared by many sandboxes and threads.
+
+    Args:
+        host: Base URL. Otherwise PODFLARE_HOSTD_URL, then PODFLARE_HOST, then http://127.0.0.1:7070.
+        timeout: Longest silence of the host, in seconds. Running code is not silent: the host sends
+            heartbeats. Creating, forking and merging may take up to 120 seconds in any case.
+        traceparent: W3C trace context, sent with every request. Otherwise PODFLARE_TRACEPARENT.
+        api_key: Bearer key. Otherwise PODFLARE_API_KEY.
+        transport: Replaces the network, as with httpx: for tests and for measuring.
+
+    Raises:
+        ValueError: The host is not an http:// or https:// URL.
+    """
+
+    def __init__(
+        self,
+        host: str | None = None,
+        timeout: float = 30.0,
+        traceparent: str | None = None,
+        api_key: str | None = None,
+        *,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        self.host = resolve_host(host)
+        self.traceparent = traceparent or os.environ.get("PODFLARE_TRACEPARENT") or None
+        self.api_key = api_key or os.environ.get("PODFLARE_API_KEY") or None
+        self._timeout = timeout
+        self._http = httpx.Client(
+            base_url=self.host,
+            headers=self._headers(),
+            transport=transport or httpx.HTTPTransport(retries=1, limits=_KEEPALIVE),
+        )
+        # Fork children share their parent's client and may outlive it, so that nobody but the garbage
+        # collector knows when the last user is gone.
+        self._close = weakref.finalize(self, self._http.close)
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Client {self.host}>"
+
+    def close(self) -> None:
+        """Close the connections; sandboxes stay. May be called twice."""
+        self._close()
+
+    def healthz(self) -> bool:
+        """Ask whether the host is up.
+
+        Raises:
+            PodflareError: Nothing answers.
+        """
+        with transport_errors(self.host):
+            response = self._http.get("/v1/healthz", timeout=self._timeouts(self._timeout))
+        return response.status_code == httpx.codes.OK and response.text.strip() == "ok"
+
+    def capacity(self) -> dict[str, Any]:
+        """Ask for the counters of the host's pools of ready VMs."""
+        return _answer(self._request("GET", "/v1/capacity"))
+
+    def create_sandbox(
+        self,
+        template: str | None = None,
+        *,
+        timeout_seconds: int | None = None,
+        idle_timeout_seconds: int | None = None,
+        ram_mib: int | None = None,
+        rootfs_gb: int | None = None,
+        persistent: bool | None = None,
+        egress: bool | None = None,
+    ) -> str:
+        """Create a sandbox and return its id; see `Sandbox` for the arguments.
+
+        Raises:
+            ApiError: The host refused or failed.
+        """
+        info = self.create_sandbox_info(
+            template,
+            timeout_seconds=timeout_seconds,
+            idle_timeout_seconds=idle_timeout_seconds,
+            ram_mib=ram_mib,
+            rootfs_gb=rootfs_gb,
+            persistent=persistent,
+            egress=egress,
+        )
+        return info["id"]
+
+    def create_sandbox_info(
+        self,
+        template: str | None = None,
+        *,
+        timeout_seconds: int | None = None,
+        idle_timeout_seconds: int | None = None,
+        ram_mib: int | None = None,
+        rootfs_gb: int | None = None,
+        persistent: bool | None = None,
+        egress: bool | None = None,
+    ) -> SandboxInfo:
+        """Create a sandbox and return what the host tells about it.
+
+        Raises:
+            ApiError: The host refused or failed.
+        """
+        wanted = {
+            "template": template,
+            "timeout_seconds": timeout_seconds,
+            "idle_timeout_seconds": idle_timeout_seconds,
+            "ram_mib": ram_mib,
+            "rootfs_gb": rootfs_gb,
+            "persistent": persistent,
+            "egress": egress,
+        }
+        body = {name: value for name, value in wanted.items() if value is not None}
+        return _info(_answer(self._request("POST", "/v1/sandboxes", body=body, slow=True), "id"))
+
+    def list_sandboxes(self) -> list[SandboxInfo]:
+        """List the sandboxes of this API key."""
+        answer = _answer(self._request("GET", "/v1/sandboxes"), "sandboxes")
+        return [_info(view) for view in answer["sandboxes"]]
+
+    def sandbox_info(self, sandbox_id: str) -> SandboxInfo:
+        """Look at a sandbox.
+
+        Raises:
+            SandboxNotFoundError: There is no such sandbox.
+        """
+        return _info(_answer(self._request("GET", _sandbox_path(sandbox_id)), "id"))
+
+    def destroy_sandbox(self, sandbox_id: str) -> None:
+        """Destroy a sandbox; hosts take an id that is already gone as success."""
+        self._request("DELETE", _sandbox_path(sandbox_id), slow=True)
+
+    def fork_sandbox(self, sandbox_id: str, n: int = 1) -> list[str]:
+        """Make n children and return their ids.
+
+        Raises:
+            BadRequestError: n is not within 1 to 32.
+            SandboxNotFoundError: There is no such sandbox.
+        """
+        response = self._request("POST", _sandbox_path(sandbox_id, "fork"), body={"n": n}, slow=True)
+        return [str(child) for child in _answer(response, "children")["children"]]
+
+    def merge_into(self, parent_id: str, winner_id: str) -> None:
+        """Let the parent's id name the winner's VM from now on; the winner's id is gone.
+
+        Raises:
+            BadRequestError: Both are the same sandbox.
+            SandboxNotFoundError: There is no such sandbox.
+        """
+        self._request("POST", _sandbox_path(parent_id, "merge_into", winner_id), slow=True)
+
+    def replay(self, sandbox_id: str) -> list[Event]:
+        """Return the sandbox's latest events, at most 1000.
+
+        Raises:
+            SandboxNotFoundError: There is no such sandbox.
+        """
+        return list(events([self._request("GET", _sandbox_path(sandbox_id, "replay")).content]))
+
+    def exec_stream(
+        self, sandbox_id: str, code: str, language: Language = "python"
+    ) -> Generator[Event, None, None]:
+        """Run code and yield its events as they arrive.
+
+        The request is sent with the first `next`; closing the generator stops reading.
+
+        Raises:
+            SandboxNotFoundError: There is no such sandbox.
+            ProtocolError: The stream ended without an exit code.
+            PodflareError: The host failed or went away.
+        """
+        path = _sandbox_path(sandbox_id, "exec")
+        body = {"code": code, "language": language}
+        timeouts = self._timeouts(self._timeout)
+        with (
+            transport_errors(self.host),
+            self._http.stream("POST", path, json=body, timeout=timeouts) as response,
+        ):
+            if not response.is_success:
+                response.read()
+                raise api_error(response)
+            yield from execution_events(response.iter_bytes())
+
+    def _request(
+        self, method: str, path: str, *, body: Mapping[str, object] | None = None, slow: bool = False
+    ) -> httpx.Response:
+        read = max(self._timeout, _SLOW_TIMEOUT_SECONDS) if slow else self._timeout
+        with transport_errors(self.host):
+            response = self._http.request(method, path, json=body, timeout=self._timeouts(read))
+        if not response.is_success:
+            raise api_error(response)
+        return response
+
+    def _timeouts(self, read_seconds: float) -> httpx.Timeout:
+        return httpx.Timeout(self._timeout, connect=_CONNECT_TIMEOUT_SECONDS, read=read_seconds)
+
+    def _headers(self) -> dict[str, str]:
+        headers = {"user-agent": f"podflare-python/{__version__}"}
+        if self.api_key:
+            headers["authorization"] = f"Bearer {self.api_key}"
+        if self.traceparent:
+            headers["traceparent"] = self.traceparent
+        return headers
+
+
+def resolve_host(host: str | None, region: str | None = None) -> str:
+    """Return the base URL for the arguments and the environment, without a slash at the end.
+
+    Raises:
+        ValueError: The host is not an http:// or https:// URL.
+    """
+    environment = os.environ.get("PODFLARE_HOSTD_URL") or os.environ.get("PODFLARE_HOST")
+    url = (host or environment or DEFAULT_HOST).rstrip("/")
+    if not url.startswith(("http://", "https://")):
+        raise ValueError(f"The host must start with http:// or https://, unlike {url!r}")
+    return f"{url}/r/{quote(region, safe='')}" if region else url
+
+
+_shared: dict[tuple[str, str | None, str | None], Client] = {}
+_shared_lock = threading.Lock()
+
+
+def shared_client(host: str) -> Client:
+    """Return the client that all sandboxes of a host share, unless they bring their own settings."""
+    settings = (host, os.environ.get("PODFLARE_API_KEY"), os.environ.get("PODFLARE_TRACEPARENT"))
+    with _shared_lock:
+        if settings not in _shared:
+            _shared[settings] = Client(host)
+        return _shared[settings]
+
+
+def close_default_client() -> None:
+    """Close the connections that sandboxes made without a client or a key share; may be called twice."""
+    with _shared_lock:
+        for client in _shared.values():
+            client.close()
+        _shared.clear()
+
+
+def _sandbox_path(*parts: str) -> str:
+    return "/v1/sandboxes/" + "/".join(quote(part, safe="") for part in parts)
+
+
+def _answer(response: httpx.Response, *keys: str) -> dict[str, Any]:
+    try:
+        answer = response.json()
+    except ValueError:
+        answer = None
+    if not isinstance(answer, dict) or not answer.keys() >= set(keys):
+        raise ProtocolError(
+            f"{response.request.url} did not answer with a JSON object that has {keys or 'any keys'}"
+        )
+    return answer
+
+
+def _info(answer: dict[str, Any]) -> SandboxInfo:
+    return cast("SandboxInfo", answer)

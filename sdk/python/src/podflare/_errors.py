@@ -1,0 +1,126 @@
+"""The error tree, and how answers and transport failures become part of it.
+
+    PodflareError
+    ├── ApiError                 the host answered with an error; also httpx.HTTPStatusError
+    │   ├── BadRequestError      400
+    │   ├── UnauthorizedError    401
+    │   ├── SandboxNotFoundError 404
+    │   ├── CapacityError        429, 503
+    │   └── HostError            500 and other 5xx
+    ├── HostUnreachableError     no connection; also httpx.ConnectError and httpx.ConnectTimeout
+    ├── HostTimeoutError         connected, but silent for too long; also httpx.ReadTimeout
+    ├── ConnectionLostError      the connection broke; also httpx.ReadError
+    ├── ProtocolError            an answer is malformed, or a stream ended too early
+    └── FileTransferError        an upload or download failed in the sandbox; also OSError
+
+The second parents keep handlers working that were written for bare httpx errors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx
+
+_TEXT_LEN_MAX = 2000
+
+
+class PodflareError(Exception):
+    """Anything that this package raises, except for wrong arguments."""
+
+
+class ApiError(PodflareError, httpx.HTTPStatusError):
+    """The host answered with an error.
+
+    Attributes:
+        status: The HTTP status.
+        error: The host's sentence.
+        method: The request's method.
+        path: The request's path.
+    """
+
+    def __init__(self, response: httpx.Response) -> None:
+        self.status = response.status_code
+        self.error = _sentence(response)
+        self.method = response.request.method
+        self.path = response.request.url.path
+        message = f"{self.error} ({self.status} from {self.method} {self.path})"
+        super().__init__(message, request=response.request, response=response)
+
+
+class BadRequestError(ApiError):
+    """400: a value is out of its range, or an operation makes no sense."""
+
+
+class UnauthorizedError(ApiError):
+    """401: no API key, or one that the host does not know."""
+
+
+class SandboxNotFoundError(ApiError):
+    """404: there is no such sandbox, or no longer; the host's sentence says why."""
+
+
+class CapacityError(ApiError):
+    """429 or 503: a limit is reached or the host is full; try again later."""
+
+
+class HostError(ApiError):
+    """5xx: the host, the VM or the agent in it failed."""
+
+
+class HostUnreachableError(PodflareError, httpx.ConnectError, httpx.ConnectTimeout):
+    """No connection to the host could be made."""
+
+
+class HostTimeoutError(PodflareError, httpx.ReadTimeout):
+    """The host was silent for longer than the client's timeout."""
+
+
+class ConnectionLostError(PodflareError, httpx.ReadError):
+    """The connection broke while a request was under way; whether it was served is unknown."""
+
+
+class ProtocolError(PodflareError):
+    """The host's answer is malformed, or a stream of events ended before the exit code."""
+
+
+class FileTransferError(PodflareError, OSError):
+    """An upload or download failed in the sandbox; `filename` is the remote path."""
+
+
+def api_error(response: httpx.Response) -> ApiError:
+    """Choose the error for an answer that is not a success; its body must have been read."""
+    by_status = {
+        400: BadRequestError,
+        401: UnauthorizedError,
+        404: SandboxNotFoundError,
+        429: CapacityError,
+        503: CapacityError,
+    }
+    other = HostError if response.is_server_error else ApiError
+    return by_status.get(response.status_code, other)(response)
+
+
+@contextmanager
+def transport_errors(host: str) -> Iterator[None]:
+    """Raise httpx's transport failures as part of this package's tree."""
+    try:
+        yield
+    except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+        message = f"Cannot connect to {host}: {error}. Start a host with `podflare up`, or name one in host="
+        raise HostUnreachableError(message, request=error.request) from error
+    except httpx.TimeoutException as error:
+        message = f"{host} was silent for too long ({error}); a longer timeout= may help"
+        raise HostTimeoutError(message, request=error.request) from error
+    except httpx.TransportError as error:
+        message = f"The connection to {host} broke: {error}"
+        raise ConnectionLostError(message, request=error.request) from error
+
+
+def _sentence(response: httpx.Response) -> str:
+    try:
+        text = str(response.json()["error"])
+    except (ValueError, KeyError, TypeError):
+        text = response.text.strip() or response.reason_phrase
+    return text[:_TEXT_LEN_MAX]

@@ -1,0 +1,233 @@
+"""A sandbox, as its user holds it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from os import PathLike
+from types import TracebackType
+
+from podflare import _diff, _files
+from podflare._client import Client, resolve_host, shared_client
+from podflare._diff import Diff
+from podflare._errors import PodflareError, SandboxNotFoundError
+from podflare._types import Event, ExecResult, Language
+
+FORK_CHILDREN_MAX = 32
+
+
+class Sandbox:
+    """A microVM of your own; making the object makes the VM, leaving its `with` block destroys it.
+
+    One sandbox may be used from several threads; the host runs one piece of code at a time in each sandbox,
+    in the order of arrival.
+
+    Args:
+        template: Name of the image and state to start from.
+        region: Where to create it, on hosts behind a router.
+        host: Base URL. Otherwise PODFLARE_HOSTD_URL, then PODFLARE_HOST, then http://127.0.0.1:7070.
+        client: Client to use; region, host, traceparent and api_key are then the client's own.
+        traceparent: W3C trace context, sent with every request. Otherwise PODFLARE_TRACEPARENT.
+        api_key: Bearer key. Otherwise PODFLARE_API_KEY.
+        timeout_seconds: Longest life, in seconds.
+        idle_timeout_seconds: Longest time without running code, in seconds.
+        ram_mib: Memory, in MiB.
+        rootfs_gb: Disk, in GiB.
+        persistent: Freeze the sandbox when it is idle for too long, instead of destroying it.
+        egress: Whether it reaches the network. Fork children inherit this.
+
+    Attributes:
+        id: The host's name for it.
+
+    Raises:
+        ApiError: The host refused or failed.
+        HostUnreachableError: There is no host.
+    """
+
+    id: str
+
+    def __init__(
+        self,
+        *,
+        template: str | None = None,
+        region: str | None = None,
+        host: str | None = None,
+        client: Client | None = None,
+        traceparent: str | None = None,
+        api_key: str | None = None,
+        timeout_seconds: int | None = None,
+        idle_timeout_seconds: int | None = None,
+        ram_mib: int | None = None,
+        rootfs_gb: int | None = None,
+        persistent: bool | None = None,
+        egress: bool | None = None,
+    ) -> None:
+        client = client or _client_for(region, host, traceparent, api_key)
+        sandbox_id = client.create_sandbox(
+            template,
+            timeout_seconds=timeout_seconds,
+            idle_timeout_seconds=idle_timeout_seconds,
+            ram_mib=ram_mib,
+            rootfs_gb=rootfs_gb,
+            persistent=persistent,
+            egress=egress,
+        )
+        self._hold(sandbox_id, client)
+
+    @classmethod
+    def _existing(cls, sandbox_id: str, client: Client) -> Sandbox:
+        sandbox = cls.__new__(cls)
+        sandbox._hold(sandbox_id, client)
+        return sandbox
+
+    def _hold(self, sandbox_id: str, client: Client) -> None:
+        self.id = sandbox_id
+        self._client = client
+        self._closed = False
+        self._closing = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"<Sandbox {self.id} on {self._client.host}>"
+
+    def __enter__(self) -> Sandbox:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            self.close()
+        except PodflareError:
+            # The block's own exception tells more than what follows from it.
+            if exc is None:
+                raise
+
+    def run_code(self, code: str, language: Language = "python") -> ExecResult:
+        """Run code and wait for its end, however long that takes.
+
+        Args:
+            code: Source text, up to 32 MiB. It may be indented as a whole.
+            language: "python" runs in the sandbox's one REPL, where variables stay; the value of a last bare
+                expression is printed. "bash" is a new shell for each call.
+
+        Raises:
+            SandboxNotFoundError: The sandbox is gone; the message says why.
+            ProtocolError: The sandbox or its host went away while the code ran.
+        """
+        return ExecResult.from_events(self.run_code_stream(code, language))
+
+    def run_code_stream(self, code: str, language: Language = "python") -> Generator[Event, None, None]:
+        """Run code and yield its output line by line as it is printed, then the exit code.
+
+        The code starts with the first `next`; closing the generator stops reading. Raises as `run_code`.
+        """
+        return self._client.exec_stream(self.id, code, language)
+
+    def fork(self, n: int = 1) -> list[Sandbox]:
+        """Copy the running sandbox n times: memory, processes, open files and disk.
+
+        The children are independent of this sandbox, which runs on, and of each other. Close each of them.
+
+        Args:
+            n: Children wanted, 1 to 32.
+
+        Raises:
+            ValueError: n is out of range.
+            SandboxNotFoundError: The sandbox is gone.
+            ApiError: The host refused or failed; there are no children then.
+        """
+        if not 1 <= n <= FORK_CHILDREN_MAX:
+            raise ValueError(f"fork makes 1 to {FORK_CHILDREN_MAX} children, not {n}")
+        return [Sandbox._existing(child, self._client) for child in self._client.fork_sandbox(self.id, n)]
+
+    def merge_into(self, winner: Sandbox) -> None:
+        """Take over the winner's whole state; this sandbox's own is dropped.
+
+        This sandbox keeps its id. The winner must not be used any more; closing it does nothing.
+
+        Raises:
+            ValueError: The winner is this sandbox.
+            SandboxNotFoundError: One of the two is gone.
+        """
+        if winner.id == self.id:
+            raise ValueError("A sandbox cannot be merged into itself")
+        self._client.merge_into(self.id, winner.id)
+        winner._closed = True
+
+    def diff(self, other: Sandbox, paths: Sequence[str] | None = None) -> Diff:
+        """Compare the regular files of two sandboxes by their content.
+
+        Args:
+            other: The other sandbox.
+            paths: Where to look, /root and /tmp unless given. A path that does not exist holds no files.
+
+        Raises:
+            ValueError: A path is empty or holds a NUL.
+            PodflareError: The files of one sandbox could not be listed.
+        """
+        command = _diff.listing_command(paths or _diff.DEFAULT_PATHS)
+        with ThreadPoolExecutor(max_workers=2) as pool:
+            listings = pool.map(lambda sandbox: sandbox._list_files(command), (self, other))
+            return _diff.compare(*listings)
+
+    def upload(
+        self, local_path: bytes | bytearray | memoryview | str | PathLike[str], remote_path: str
+    ) -> None:
+        """Write a file in the sandbox, making its folders.
+
+        Args:
+            local_path: The content as bytes, or the path of a local file.
+            remote_path: Where it goes; an existing file is replaced.
+
+        Raises:
+            OSError: The local file cannot be read, or (`FileTransferError`) the remote one not be written.
+        """
+        with _files.open_source(local_path) as source:
+            _files.upload(self.run_code, source, remote_path)
+
+    def download(self, remote_path: str) -> bytes:
+        """Read a file of the sandbox.
+
+        Raises:
+            FileTransferError: It cannot be read; also an OSError.
+        """
+        return _files.download(self.run_code, remote_path)
+
+    def replay(self) -> list[Event]:
+        """Return the latest events of this sandbox's executions, at most 1000.
+
+        Raises:
+            SandboxNotFoundError: The sandbox is gone.
+        """
+        return self._client.replay(self.id)
+
+    def close(self) -> None:
+        """Destroy the sandbox. Does nothing if that was done before, or if it has been merged.
+
+        Raises:
+            PodflareError: The host failed or cannot be reached; closing may be tried again.
+        """
+        with self._closing:
+            if self._closed:
+                return
+            with suppress(SandboxNotFoundError):  # Its time may be over already.
+                self._client.destroy_sandbox(self.id)
+            self._closed = True
+
+    def _list_files(self, command: str) -> dict[str, str]:
+        result = self.run_code(command, "bash")
+        if not result.ok:
+            raise PodflareError(f"Cannot list the files of {self.id}: {result.stderr}")
+        return _diff.parse_listing(result.stdout)
+
+
+def _client_for(region: str | None, host: str | None, traceparent: str | None, api_key: str | None) -> Client:
+    url = resolve_host(host, region)
+    if traceparent is None and api_key is None:
+        return shared_client(url)
+    return Client(url, traceparent=traceparent, api_key=api_key)

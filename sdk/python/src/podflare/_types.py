@@ -1,0 +1,87 @@
+"""What the host answers, as plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypedDict
+
+Language = Literal["python", "bash"]
+
+
+@dataclass(frozen=True)
+class Event:
+    """One event of an execution.
+
+    Attributes:
+        type: "stdout", "stderr" or "exit"; later hosts may send others.
+        data: A line of output without its newline, or the exit code.
+        seq: Counts the events of one execution, from 0.
+        ts: Milliseconds since 1970-01-01 UTC, by the host's clock.
+    """
+
+    type: str
+    data: str | int
+    seq: int
+    ts: int
+
+    @classmethod
+    def from_json(cls, event: Mapping[str, Any]) -> Event:
+        """Build an event from its JSON object; keys that it does not know are ignored.
+
+        Raises:
+            KeyError: One of the four keys is missing.
+        """
+        return cls(type=event["type"], data=event["data"], seq=event["seq"], ts=event["ts"])
+
+
+@dataclass(frozen=True)
+class ExecResult:
+    """What an execution printed and how it ended.
+
+    Attributes:
+        stdout: Lines of output, joined by newlines; without a newline at the end.
+        stderr: Lines of error output, likewise.
+        exit_code: 0 for success; 1 after an uncaught Python exception.
+    """
+
+    stdout: str
+    stderr: str
+    exit_code: int
+
+    @property
+    def ok(self) -> bool:
+        """Whether the exit code is 0."""
+        return self.exit_code == 0
+
+    @classmethod
+    def from_events(cls, events: Iterable[Event]) -> ExecResult:
+        """Drain an execution's events."""
+        output: dict[str, list[str]] = {"stdout": [], "stderr": []}
+        exit_code = -1
+        for event in events:
+            if event.type in output:
+                output[event.type].append(str(event.data))
+            elif event.type == "exit":
+                exit_code = int(event.data)
+        return cls("\n".join(output["stdout"]), "\n".join(output["stderr"]), exit_code)
+
+
+class SandboxInfo(TypedDict, total=False):
+    """What the host tells about a sandbox: the first six when it is made, all of them afterwards."""
+
+    id: str
+    state: str
+    template: str
+    ram_mib: int
+    rootfs_gb: int
+    vcpus: int
+    created_at_ms: int
+    """Milliseconds since 1970-01-01 UTC."""
+    parent: str | None
+    """The sandbox that this one was forked from, even if that is gone."""
+    generation: int
+    """Forks between the template and this sandbox."""
+    renewed: bool
+    """The guest's clock, entropy and name are its own."""
+    executions: int

@@ -1,0 +1,1 @@
+"""Tests of the SDK: against a mock transport here, against a running host in `live`."""
