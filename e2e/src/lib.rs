@@ -1,6 +1,8 @@
 //! The vocabulary of the whole-system tests. They need a KVM that works and the programs built beside
 //! them; `make test` runs them natively where it can, and inside the emulated host where it must.
 
+/// The agent in a Linux guest, spoken to without hostd.
+pub mod agent;
 /// A hostd with its sandboxes, spoken to over HTTP.
 pub mod host;
 /// Where the programs and the guest image are.

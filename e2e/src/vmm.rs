@@ -62,6 +62,12 @@ impl Vmm {
         (Vmm { pid: forked.pid, channel: Some(ours), pidfd }, forked)
     }
 
+    /// Connects a stream to a port of the guest.
+    pub fn connect(&self, port: u32, stream: &OwnedFd) {
+        let (reply, _) = self.ask(&Command::Connect { port }, &[stream.as_fd()]);
+        assert_eq!(reply, Reply::Connecting);
+    }
+
     pub fn thaw(&self) -> Thawed {
         match self.ask(&Command::Thaw, &[]).0 {
             Reply::Thawed(thawed) => thawed,

@@ -6,6 +6,9 @@ use serde::de::DeserializeOwned;
 /// Bytes of a frame's length prefix.
 pub const FRAME_PREFIX_LEN: usize = 4;
 
+/// Bytes of memory that an idle [`FrameReader`] keeps.
+const RETAINED_LEN: usize = 64 * 1024;
+
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum DecodeError {
     #[error("A frame announces {len} bytes, the limit is {limit}")]
@@ -55,9 +58,11 @@ impl FrameReader {
 
     /// Appends bytes read from the stream.
     pub fn push(&mut self, bytes: &[u8]) {
-        if self.start > 0 {
-            self.buffer.drain(..self.start);
-            self.start = 0;
+        self.buffer.drain(..self.start);
+        self.start = 0;
+        // A large message is rare; its memory must not stay, in a guest it would be in every fork.
+        if self.buffer.is_empty() {
+            self.buffer.shrink_to(RETAINED_LEN);
         }
         self.buffer.extend_from_slice(bytes);
     }

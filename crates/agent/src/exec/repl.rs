@@ -1,0 +1,365 @@
+//! The one Python REPL: starts it, hands it code and seeds, and starts another when it dies.
+//!
+//! ```text
+//!             Ready            run               Done
+//!   Starting ───────▶ Idle ──────────▶ Busy ─────────────▶ Idle
+//!       │ ended         │ ended          │ ended
+//!       ▼               ▼                ▼
+//!     Absent        Starting again, and the next call (or this one) is told
+//! ```
+//!
+//! `Absent` is left by the next call, so that a broken Python is not started in a loop.
+//! The other side is `repl.py`; the two agree on the frames that are written down there.
+
+use super::{Workplace, signal_group};
+use crate::output::{Backlog, Capture};
+use podflare_wire::guest::OutputStream;
+use rustix::fs::{MemfdFlags, OFlags, memfd_create};
+use rustix::io::{Errno, FdFlags, fcntl_setfd};
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{Pid, Signal, kill_process};
+use std::fs::File;
+use std::io::{self, Seek, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::process::ExitStatus;
+use tokio::net::unix::pipe::{Receiver, Sender};
+use tokio::process::Child;
+
+pub(crate) const SEED_LEN: usize = 64;
+
+const SOURCE: &str = include_str!("../repl/repl.py");
+
+/// Runs the source that a descriptor holds, so that it neither lies in a file nor fills `ps`.
+const BOOTSTRAP: &str =
+    "import sys; exec(compile(open(int(sys.argv[1]), 'rb').read(), '<podflare>', 'exec'))";
+
+/// Asks a busy REPL to renew itself. Ignored by default, so it harms neither a REPL that has not set
+/// its handler yet nor a program that the user's code has put in its place with exec.
+const RENEWAL_SIGNAL: Signal = Signal::URG;
+
+const COMMAND_EXEC: u8 = 1;
+const COMMAND_RENEW: u8 = 2;
+const REPLY_READY: u8 = 1;
+const REPLY_DONE: u8 = 2;
+const REPLY_RENEWED: u8 = 3;
+const REPLY_LEN: usize = 5;
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StartReplError {
+    #[error("Could not make the pipes of the Python process: {0}")]
+    Pipes(#[source] io::Error),
+    #[error("Could not start python3: {0}")]
+    Spawn(#[source] io::Error),
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("Could not hand fresh entropy to the Python process: {0}")]
+pub(crate) struct RenewReplError(#[source] Errno);
+
+#[derive(Debug)]
+pub(crate) struct Repl {
+    process: Option<Process>,
+    /// Output that belongs to no call yet.
+    backlog: Backlog,
+    /// Why the variables are gone, for the next call.
+    loss: Option<ExitStatus>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ReplEvent {
+    /// There is output to take.
+    Output,
+    /// Nothing for the outside: it has become ready, or has taken more of a long command.
+    Progress,
+    /// The call has ended, with this exit code.
+    Done(i32),
+    Ended(ExitStatus),
+}
+
+/// What an ended process leaves.
+#[derive(Debug)]
+pub(crate) struct Remains {
+    pub(crate) capture: Capture,
+    /// It ended before it could take code.
+    pub(crate) never_ready: bool,
+}
+
+#[derive(Debug)]
+struct Process {
+    child: Child,
+    pid: Pid,
+    capture: Capture,
+    commands: Sender,
+    /// `None` when the process has closed it: it is ending, or has become another program.
+    replies: Option<Receiver>,
+    seeds: OwnedFd,
+    state: State,
+    /// A call that waits until the process is idle and renewed.
+    waiting_code: Option<String>,
+    /// What did not fit into the pipe yet.
+    unsent: Vec<u8>,
+    /// Seeds that the process has not acknowledged.
+    seeds_pending: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Starting,
+    Idle,
+    Busy,
+}
+
+impl Repl {
+    /// Nothing runs yet; [`Repl::start`] changes that.
+    pub(crate) fn new() -> Repl {
+        Repl { process: None, backlog: Backlog::default(), loss: None }
+    }
+
+    pub(crate) fn start(&mut self, workplace: &Workplace<'_>) -> Result<(), StartReplError> {
+        self.process = Some(Process::start(workplace)?);
+        Ok(())
+    }
+
+    /// Runs code as soon as the process is idle and renewed. Starts a process if there is none.
+    pub(crate) fn run(&mut self, code: String, workplace: &Workplace<'_>) -> Result<(), StartReplError> {
+        if self.process.is_none() {
+            self.start(workplace)?;
+        }
+        if let Some(process) = &mut self.process {
+            process.capture.rest();
+            process.waiting_code = Some(code);
+            process.run_waiting_code();
+        }
+        Ok(())
+    }
+
+    /// What the next call is to be told first: output since the last one, and why its variables are gone.
+    pub(crate) fn take_backlog(&mut self) -> (Vec<(OutputStream, Vec<u8>)>, Option<ExitStatus>) {
+        (self.backlog.take(), self.loss.take())
+    }
+
+    pub(crate) async fn event(&mut self, has_room: bool) -> io::Result<ReplEvent> {
+        match &mut self.process {
+            Some(process) => process.event(has_room).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    pub(crate) fn capture(&mut self) -> Option<&mut Capture> {
+        self.process.as_mut().map(|process| &mut process.capture)
+    }
+
+    /// Keeps output that was written while no call ran.
+    pub(crate) fn take_idle_output(&mut self) {
+        if let Some(process) = &mut self.process {
+            process.capture.take(usize::MAX, |stream, data| self.backlog.push(stream, data));
+        }
+    }
+
+    /// The process has ended. Its output is still to be taken from what remains.
+    pub(crate) fn bury(&mut self) -> Option<Remains> {
+        let process = self.process.take()?;
+        Some(Remains { capture: process.capture, never_ready: process.state == State::Starting })
+    }
+
+    pub(crate) fn remember_loss(&mut self, status: ExitStatus) {
+        self.loss = Some(status);
+    }
+
+    /// Makes the process's generators its own, at the latest before it runs anything new.
+    pub(crate) fn renew(&mut self, seed: &[u8; SEED_LEN]) -> Result<(), RenewReplError> {
+        // One that starts later is seeded by the renewed kernel.
+        let Some(process) = &mut self.process else { return Ok(()) };
+        match rustix::io::write(&process.seeds, seed) {
+            Ok(_) => {}
+            Err(Errno::PIPE) => return Ok(()),
+            Err(errno) => return Err(RenewReplError(errno)),
+        }
+        process.seeds_pending += 1;
+        if process.state == State::Busy {
+            process.signal(RENEWAL_SIGNAL);
+        } else {
+            process.send(COMMAND_RENEW, &[]);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn is_renewed(&self) -> bool {
+        self.process.as_ref().is_none_or(|process| process.seeds_pending == 0)
+    }
+
+    /// Takes back a call that the process has not been given yet.
+    pub(crate) fn withdraw(&mut self) -> bool {
+        self.process.as_mut().is_some_and(|process| process.waiting_code.take().is_some())
+    }
+
+    /// Raises KeyboardInterrupt in the running call.
+    pub(crate) fn interrupt(&self) {
+        if let Some(process) = &self.process {
+            process.signal(Signal::INT);
+        }
+    }
+
+    /// Signals also the processes that the REPL has started: as a terminal's Ctrl-C does, it reaches
+    /// what `os.system` waits for.
+    pub(crate) fn signal_all(&self, signal: Signal) {
+        if let Some(process) = &self.process {
+            // Its group exists only since its `setsid`; before that it has started nothing.
+            signal_group(process.pid, signal);
+            process.signal(signal);
+        }
+    }
+}
+
+impl Process {
+    fn start(workplace: &Workplace<'_>) -> Result<Process, StartReplError> {
+        let (capture, sinks) = Capture::new().map_err(StartReplError::Pipes)?;
+        let pipes = Pipes::new().map_err(StartReplError::Pipes)?;
+        let mut command = workplace.command("python3");
+        command.stdout(sinks.stdout).stderr(sinks.stderr).arg("-c").arg(BOOTSTRAP);
+        for end in &pipes.inherited {
+            command.arg(end.as_raw_fd().to_string());
+        }
+        command.arg(RENEWAL_SIGNAL.as_raw().to_string());
+        let (child, pid) = workplace.spawn(&mut command).map_err(StartReplError::Spawn)?;
+        Ok(Process {
+            child,
+            pid,
+            capture,
+            commands: pipes.commands,
+            replies: Some(pipes.replies),
+            seeds: pipes.seeds,
+            state: State::Starting,
+            waiting_code: None,
+            unsent: Vec::new(),
+            seeds_pending: 0,
+        })
+    }
+
+    async fn event(&mut self, has_room: bool) -> io::Result<ReplEvent> {
+        tokio::select! {
+            biased;
+            reply = read_reply(self.replies.as_ref()) => Ok(self.digest(reply)),
+            result = self.commands.writable(), if !self.unsent.is_empty() => {
+                result?;
+                self.send_more();
+                Ok(ReplEvent::Progress)
+            }
+            status = self.child.wait() => Ok(ReplEvent::Ended(status?)),
+            result = self.capture.readable(), if has_room => result.map(|()| ReplEvent::Output),
+        }
+    }
+
+    fn digest(&mut self, reply: Reply) -> ReplEvent {
+        match (reply, self.state) {
+            (Reply::Frame(REPLY_READY, _), State::Starting) => self.state = State::Idle,
+            (Reply::Frame(REPLY_RENEWED, _), _) => self.seeds_pending = self.seeds_pending.saturating_sub(1),
+            (Reply::Frame(REPLY_DONE, exit_code), State::Busy) => {
+                self.state = State::Idle;
+                if self.seeds_pending > 0 {
+                    self.send(COMMAND_RENEW, &[]);
+                }
+                return ReplEvent::Done(exit_code);
+            }
+            (Reply::End, _) => self.replies = None,
+            // The user's code has written to the pipe: only a new process is sound.
+            (Reply::Frame(..) | Reply::Garbage, _) => self.signal(Signal::KILL),
+        }
+        self.run_waiting_code();
+        ReplEvent::Progress
+    }
+
+    /// One that has ended meanwhile needs no signal; its id is its own until its end is noticed here.
+    fn signal(&self, signal: Signal) {
+        kill_process(self.pid, signal).ok();
+    }
+
+    fn run_waiting_code(&mut self) {
+        if self.state == State::Idle
+            && self.seeds_pending == 0
+            && let Some(code) = self.waiting_code.take()
+        {
+            self.state = State::Busy;
+            self.send(COMMAND_EXEC, code.as_bytes());
+        }
+    }
+
+    /// Sends a command, or as much of it as the pipe takes now. `limits::CODE_LEN_MAX` bounds it.
+    fn send(&mut self, kind: u8, body: &[u8]) {
+        let len = u32::try_from(body.len()).unwrap_or(u32::MAX);
+        self.unsent.reserve(1 + size_of::<u32>() + body.len());
+        self.unsent.push(kind);
+        self.unsent.extend_from_slice(&len.to_le_bytes());
+        self.unsent.extend_from_slice(body);
+        self.send_more();
+    }
+
+    fn send_more(&mut self) {
+        let mut sent = 0;
+        while sent < self.unsent.len() {
+            match self.commands.try_write(&self.unsent[sent..]) {
+                Ok(len) => sent += len,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                // The process is ending, which its exit status will tell.
+                Err(_) => sent = self.unsent.len(),
+            }
+        }
+        self.unsent.drain(..sent);
+        if self.unsent.is_empty() {
+            self.unsent.shrink_to(4096);
+        }
+    }
+}
+
+enum Reply {
+    Frame(u8, i32),
+    Garbage,
+    End,
+}
+
+async fn read_reply(replies: Option<&Receiver>) -> Reply {
+    let Some(replies) = replies else { return std::future::pending().await };
+    loop {
+        if replies.readable().await.is_err() {
+            return Reply::End;
+        }
+        let mut reply = [0; REPLY_LEN];
+        match replies.try_read(&mut reply) {
+            Ok(REPLY_LEN) => {
+                let [kind, number @ ..] = reply;
+                return Reply::Frame(kind, i32::from_le_bytes(number));
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Ok(0) | Err(_) => return Reply::End,
+            Ok(_) => return Reply::Garbage,
+        }
+    }
+}
+
+struct Pipes {
+    commands: Sender,
+    replies: Receiver,
+    seeds: OwnedFd,
+    /// The runner's source and its ends of the three pipes, in the order of its arguments.
+    inherited: [OwnedFd; 4],
+}
+
+impl Pipes {
+    fn new() -> io::Result<Pipes> {
+        let mut source = File::from(memfd_create("repl.py", MemfdFlags::CLOEXEC)?);
+        source.write_all(SOURCE.as_bytes())?;
+        source.rewind()?;
+        let (their_commands, commands) = pipe_with(PipeFlags::CLOEXEC)?;
+        let (replies, their_replies) = pipe_with(PipeFlags::CLOEXEC)?;
+        let (their_seeds, seeds) = pipe_with(PipeFlags::CLOEXEC)?;
+        rustix::fs::fcntl_setfl(&seeds, OFlags::NONBLOCK)?;
+        let inherited = [OwnedFd::from(source), their_commands, their_replies, their_seeds];
+        for end in &inherited {
+            // The agent starts nothing else before it closes them.
+            fcntl_setfd(end, FdFlags::empty())?;
+        }
+        let commands = Sender::from_owned_fd(commands)?;
+        let replies = Receiver::from_owned_fd(replies)?;
+        Ok(Pipes { commands, replies, seeds, inherited })
+    }
+}

@@ -1,0 +1,179 @@
+//! Makes a copied machine its own: kernel entropy, wall clock, host name. The first failure ends it.
+//!
+//! Not renewed, on purpose: `/etc/machine-id` and `/etc/hostname`. Programs expect the first to stay
+//! for a disk's life, nothing reads the second after boot, and each write would cost every copy a
+//! block of its own.
+
+use crate::entropy;
+use podflare_wire::guest::{ENTROPY_LEN, Renewal};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::time::{ClockId, Timespec, clock_settime};
+use std::os::fd::AsFd;
+
+/// The longest host name that Linux takes, in bytes.
+const HOSTNAME_LEN_MAX: usize = 64;
+
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub(crate) enum RenewError {
+    #[error("A renewal carries {ENTROPY_LEN} bytes of entropy, this one {0}")]
+    EntropyLen(usize),
+    #[error("A host name of {0} bytes is not between 1 and {HOSTNAME_LEN_MAX}")]
+    HostnameLen(usize),
+    #[error("The wall clock cannot be set to {0} ns after 1970")]
+    TimeOutOfRange(u64),
+    #[error("Could not renew the kernel's random numbers: {0}")]
+    Entropy(Errno),
+    #[error("Could not set the wall clock: {0}")]
+    Clock(Errno),
+    #[error("Could not set the host name: {0}")]
+    Hostname(Errno),
+}
+
+/// What a renewal changes outside this process.
+pub(crate) trait Machine {
+    fn add_entropy(&mut self, entropy: &[u8; ENTROPY_LEN]) -> Result<(), Errno>;
+    fn set_clock(&mut self, time: Timespec) -> Result<(), Errno>;
+    fn set_hostname(&mut self, hostname: &str) -> Result<(), Errno>;
+}
+
+/// A microVM's kernel, which belongs to this agent alone.
+#[derive(Debug)]
+pub(crate) struct OwnKernel;
+
+/// A development machine. Its kernel was not copied and is not this agent's to change.
+#[derive(Debug)]
+pub(crate) struct SharedKernel;
+
+impl Machine for OwnKernel {
+    fn add_entropy(&mut self, entropy: &[u8; ENTROPY_LEN]) -> Result<(), Errno> {
+        let urandom = rustix::fs::open("/dev/urandom", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+        entropy::add(urandom.as_fd(), entropy)?;
+        entropy::reseed(urandom.as_fd())
+    }
+
+    fn set_clock(&mut self, time: Timespec) -> Result<(), Errno> {
+        clock_settime(ClockId::Realtime, time)
+    }
+
+    fn set_hostname(&mut self, hostname: &str) -> Result<(), Errno> {
+        rustix::system::sethostname(hostname.as_bytes())
+    }
+}
+
+impl Machine for SharedKernel {
+    fn add_entropy(&mut self, _: &[u8; ENTROPY_LEN]) -> Result<(), Errno> {
+        Ok(())
+    }
+
+    fn set_clock(&mut self, _: Timespec) -> Result<(), Errno> {
+        Ok(())
+    }
+
+    fn set_hostname(&mut self, _: &str) -> Result<(), Errno> {
+        Ok(())
+    }
+}
+
+/// Everything of a renewal but the REPL's own generators.
+pub(crate) fn renew(machine: &mut impl Machine, renewal: &Renewal) -> Result<(), RenewError> {
+    let len = renewal.entropy.len();
+    let entropy = renewal.entropy.as_slice().try_into().map_err(|_| RenewError::EntropyLen(len))?;
+    let hostname_len = renewal.hostname.len();
+    if !(1..=HOSTNAME_LEN_MAX).contains(&hostname_len) {
+        return Err(RenewError::HostnameLen(hostname_len));
+    }
+    let time = timespec(renewal.unix_time_ns)?;
+    machine.add_entropy(entropy).map_err(RenewError::Entropy)?;
+    machine.set_clock(time).map_err(RenewError::Clock)?;
+    machine.set_hostname(&renewal.hostname).map_err(RenewError::Hostname)
+}
+
+fn timespec(unix_time_ns: u64) -> Result<Timespec, RenewError> {
+    const NS_PER_S: u64 = 1_000_000_000;
+    let tv_sec = i64::try_from(unix_time_ns / NS_PER_S);
+    let tv_nsec = (unix_time_ns % NS_PER_S).try_into();
+    match (tv_sec, tv_nsec) {
+        (Ok(tv_sec), Ok(tv_nsec)) => Ok(Timespec { tv_sec, tv_nsec }),
+        _ => Err(RenewError::TimeOutOfRange(unix_time_ns)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, Default)]
+    struct FakeMachine {
+        done: Vec<String>,
+        fails_at: Option<&'static str>,
+    }
+
+    impl FakeMachine {
+        fn step(&mut self, name: &str, value: &str) -> Result<(), Errno> {
+            if self.fails_at == Some(name) {
+                return Err(Errno::PERM);
+            }
+            self.done.push(format!("{name} {value}"));
+            Ok(())
+        }
+    }
+
+    impl Machine for FakeMachine {
+        fn add_entropy(&mut self, entropy: &[u8; ENTROPY_LEN]) -> Result<(), Errno> {
+            self.step("entropy", &entropy[0].to_string())
+        }
+
+        fn set_clock(&mut self, time: Timespec) -> Result<(), Errno> {
+            self.step("clock", &format!("{}.{:09}", time.tv_sec, time.tv_nsec))
+        }
+
+        fn set_hostname(&mut self, hostname: &str) -> Result<(), Errno> {
+            self.step("hostname", hostname)
+        }
+    }
+
+    fn renewal() -> Renewal {
+        Renewal {
+            entropy: vec![7; ENTROPY_LEN],
+            unix_time_ns: 1_700_000_000_000_000_042,
+            hostname: "pod".into(),
+        }
+    }
+
+    #[test]
+    fn a_renewal_sets_entropy_clock_and_host_name() {
+        let mut machine = FakeMachine::default();
+        renew(&mut machine, &renewal()).unwrap();
+        assert_eq!(machine.done, ["entropy 7", "clock 1700000000.000000042", "hostname pod"]);
+    }
+
+    #[test]
+    fn the_first_step_that_fails_ends_the_renewal() {
+        for (fails_at, error, done) in [
+            ("entropy", RenewError::Entropy(Errno::PERM), 0),
+            ("clock", RenewError::Clock(Errno::PERM), 1),
+            ("hostname", RenewError::Hostname(Errno::PERM), 2),
+        ] {
+            let mut machine = FakeMachine { fails_at: Some(fails_at), ..FakeMachine::default() };
+            assert_eq!(renew(&mut machine, &renewal()), Err(error));
+            assert_eq!(machine.done.len(), done);
+        }
+    }
+
+    #[test]
+    fn a_renewal_with_bad_contents_changes_nothing() {
+        let short = Renewal { entropy: vec![7; ENTROPY_LEN - 1], ..renewal() };
+        let nameless = Renewal { hostname: String::new(), ..renewal() };
+        let long = Renewal { hostname: "x".repeat(HOSTNAME_LEN_MAX + 1), ..renewal() };
+        for (bad, error) in [
+            (short, RenewError::EntropyLen(ENTROPY_LEN - 1)),
+            (nameless, RenewError::HostnameLen(0)),
+            (long, RenewError::HostnameLen(HOSTNAME_LEN_MAX + 1)),
+        ] {
+            let mut machine = FakeMachine::default();
+            assert_eq!(renew(&mut machine, &bad), Err(error));
+            assert_eq!(machine.done, [""; 0]);
+        }
+    }
+}

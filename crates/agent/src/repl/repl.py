@@ -1,0 +1,298 @@
+"""The sandbox's Python REPL: runs the cells that the agent sends, in one namespace that stays.
+
+Commands and replies travel over two pipes, fresh seeds over a third; output is whatever reaches the
+file descriptors 1 and 2, which the agent reads. The runner has no threads (os.fork() stays safe in
+user code) and leaves none of its names in the user's `__main__`.
+"""
+
+import __future__
+import ast
+import fcntl
+import linecache
+import os
+import signal
+import struct
+import sys
+import traceback
+import types
+from collections import deque
+from contextlib import suppress
+from typing import Any
+
+RUNNER_FILE = "<podflare>"
+
+# Frames. A command is a kind and a length, then that many bytes; a reply is a kind and a number.
+COMMAND = struct.Struct("<BI")
+REPLY = struct.Struct("<Bi")
+EXEC, RENEW = 1, 2
+READY, DONE, RENEWED = 1, 2, 3
+SEED_LEN = 64
+
+# Exit codes where the code has none of its own.
+EXIT_CODE_EXCEPTION = 1
+EXIT_CODE_INTERRUPTED = 130
+
+# Below this number descriptors are left to the user's code.
+DESCRIPTOR_MIN = 200
+
+# Sources kept for tracebacks and inspect.getsource: one cell's, and all together, in characters.
+# Cells that carry a file as base64 are over the first limit.
+CELL_KEPT_LEN_MAX = 256 * 1024
+CELLS_KEPT_LEN_MAX = 8 * 1024 * 1024
+
+# inspect.CO_COROUTINE: the code has a top-level await, and evaluating it gives a coroutine.
+CO_COROUTINE = 0x80
+
+FUTURE_FLAGS = sum({getattr(__future__, name).compiler_flag for name in __future__.all_feature_names})
+
+
+def dedent(source: str) -> str:
+    """The source without the indentation of its first line of code.
+
+    Only lines that have it lose it, so text at the margin inside a string literal stays as it is.
+    """
+    lines = source.split("\n")
+    code = next((line for line in lines if line.strip() and not line.lstrip().startswith("#")), "")
+    margin = code[: len(code) - len(code.lstrip(" \t"))]
+    return "\n".join(line.removeprefix(margin) for line in lines)
+
+
+def open_stream(descriptor: int) -> Any:
+    """A line-buffered text stream; a lone surrogate is shown as an escape, never an error."""
+    return open(descriptor, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
+
+
+def revive_streams() -> None:
+    """Opens sys.stdout and sys.stderr anew where an earlier cell has closed them."""
+    for name, descriptor in (("stdout", 1), ("stderr", 2)):
+        # Fails if the descriptor itself is closed, which the user's prints will say.
+        with suppress(BaseException):
+            stream = getattr(sys, name, None)
+            if stream is None or getattr(stream, "closed", False):
+                setattr(sys, name, open_stream(descriptor))
+
+
+def flush_streams() -> None:
+    for name in ("stdout", "stderr", "__stdout__", "__stderr__"):
+        # Closed, or the user's own and broken: nothing of it can be saved.
+        with suppress(BaseException):
+            getattr(sys, name).flush()
+
+
+def show_exception(error: BaseException) -> None:
+    """Prints the traceback from the first frame of a cell on; the runner's own frames are left out."""
+    frames = error.__traceback__
+    while frames is not None and not frames.tb_frame.f_code.co_filename.startswith("<cell "):
+        frames = frames.tb_next
+    error.__traceback__ = frames
+    try:
+        if isinstance(error, SyntaxError) and error.text is None and error.filename and error.lineno:
+            error.text = linecache.getline(error.filename, error.lineno)
+        if sys.excepthook is not sys.__excepthook__:
+            sys.excepthook(type(error), error, frames)
+        else:
+            # The built-in hook of Python 3.11 and 3.12 does not look sources up in linecache.
+            traceback.print_exception(error)
+    except BaseException:
+        with suppress(OSError):
+            os.write(2, f"{type(error).__name__}: its traceback could not be printed\n".encode())
+
+
+def exit_code(error: SystemExit) -> int:
+    if error.code is None:
+        return 0
+    if isinstance(error.code, int):
+        return error.code & 0xFF
+    with suppress(BaseException):
+        print(error.code, file=sys.stderr)
+    return EXIT_CODE_EXCEPTION
+
+
+def reseed(seed: bytes) -> None:
+    """Gives every generator that lives in this process a state of its own.
+
+    The hash seed cannot change in a running process, and generators that the user's code has made
+    itself (random.Random(), numpy.random.default_rng()) are its own affair. `secrets`, `uuid4` and
+    os.urandom ask the kernel.
+    """
+    for name, renew in (
+        ("random", lambda module: module.seed(seed[:32])),
+        ("numpy.random", lambda module: module.seed(struct.unpack("<8I", seed[32:]))),
+        ("ssl", lambda module: module.RAND_add(seed, 32.0)),
+        # Made again, and then seeded by the kernel, at its next use.
+        ("tempfile", lambda module: setattr(module, "_name_sequence", None)),
+    ):
+        # Fails on a user's module of that name, or one half imported: nothing there to renew.
+        with suppress(Exception):
+            if name in sys.modules:
+                renew(sys.modules[name])
+
+
+def set_interrupt_handler(handler: Any) -> Any:
+    """Sets what SIGINT does and returns what it did; a handler that C code has set cannot be kept."""
+    return signal.signal(signal.SIGINT, handler) or signal.default_int_handler
+
+
+def ignore_interrupt(*_: Any) -> None:
+    """Between cells. A function, not SIG_IGN, which every process started meanwhile would inherit."""
+
+
+class Runner:
+    def __init__(self, commands: int, replies: int, seeds: int) -> None:
+        self.commands = open(self.own(commands), "rb", buffering=64 * 1024)
+        self.replies = self.own(replies)
+        self.seeds = self.own(seeds)
+        os.set_blocking(self.seeds, False)
+        self.pid = os.getpid()
+        self.main = types.ModuleType("__main__")
+        self.main.__dict__["__builtins__"] = sys.modules["builtins"]
+        self.interrupt_handler: Any = signal.default_int_handler
+        self.compile_flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+        self.event_loop: Any = None
+        self.cells = 0
+        self.kept: deque[tuple[str, int]] = deque()
+        self.kept_len = 0
+
+    @staticmethod
+    def own(descriptor: int) -> int:
+        """Moves a descriptor out of the way of user code; processes it starts do not inherit it."""
+        moved = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, DESCRIPTOR_MIN)
+        os.close(descriptor)
+        return moved
+
+    def take_over(self, renewal_signal: int) -> None:
+        """Makes this process look like a fresh interactive Python to the code that it will run."""
+        os.setsid()
+        sys.modules["__main__"] = self.main
+        sys.argv = [""]
+        sys.stdout = sys.__stdout__ = open_stream(1)
+        sys.stderr = sys.__stderr__ = open_stream(2)
+        set_interrupt_handler(ignore_interrupt)
+        signal.signal(renewal_signal, self.renew_at_once)
+        # C code that the signal meets in a system call must not see it fail with EINTR.
+        signal.siginterrupt(renewal_signal, False)
+
+    def serve(self) -> None:
+        """Until the agent closes the pipe. Threads and atexit handlers of the user do not outlive it."""
+        self.reply(READY)
+        while len(header := self.commands.read(COMMAND.size)) == COMMAND.size:
+            kind, length = COMMAND.unpack(header)
+            if kind == RENEW:
+                self.renew()
+            elif kind == EXEC:
+                code = self.run_cell(self.commands.read(length))
+                flush_streams()
+                if os.getpid() != self.pid:
+                    os._exit(code)  # A child that the cell has forked: the loop is its parent's.
+                self.reply(DONE, code)
+        flush_streams()
+        os._exit(0)
+
+    def reply(self, kind: int, number: int = 0) -> None:
+        os.write(self.replies, REPLY.pack(kind, number))
+
+    def run_cell(self, source: bytes) -> int:
+        revive_streams()
+        try:
+            try:
+                set_interrupt_handler(self.interrupt_handler)
+                self.execute(source.decode())
+            finally:
+                self.interrupt_handler = set_interrupt_handler(ignore_interrupt)
+        except SystemExit as error:
+            return exit_code(error)
+        except BaseException as error:
+            set_interrupt_handler(ignore_interrupt)
+            show_exception(error)
+            return EXIT_CODE_INTERRUPTED if isinstance(error, KeyboardInterrupt) else EXIT_CODE_EXCEPTION
+        return 0
+
+    def execute(self, source: str) -> None:
+        self.cells += 1
+        filename = f"<cell {self.cells}>"
+        source, tree = self.parse(source, filename)
+        self.keep_source(source, filename)
+        # "single" hands the value of an expression to sys.displayhook, as the interactive Python does.
+        last = [tree.body.pop()] if tree.body and isinstance(tree.body[-1], ast.Expr) else []
+        codes = []
+        for part, mode in ((tree, "exec"), (ast.Interactive(last), "single")):
+            if part.body:
+                codes.append(compile(part, filename, mode, self.compile_flags, dont_inherit=True))
+                self.compile_flags |= codes[-1].co_flags & FUTURE_FLAGS
+        if any(code.co_flags & CO_COROUTINE for code in codes):
+            self.run_awaiting(codes)
+        else:
+            for code in codes:
+                eval(code, self.main.__dict__)
+
+    def parse(self, source: str, filename: str) -> tuple[str, ast.Module]:
+        flags = self.compile_flags | ast.PyCF_ONLY_AST
+        try:
+            return source, compile(source, filename, "exec", flags, dont_inherit=True)
+        except IndentationError:
+            dedented = dedent(source)
+            if dedented == source:
+                raise
+        return dedented, compile(dedented, filename, "exec", flags, dont_inherit=True)
+
+    def keep_source(self, source: str, filename: str) -> None:
+        if len(source) > CELL_KEPT_LEN_MAX:
+            return
+        lines = [line + "\n" for line in source.split("\n")]
+        # No modification time: linecache then never looks for a file of that name.
+        linecache.cache[filename] = (len(source), None, lines, filename)
+        self.kept.append((filename, len(source)))
+        self.kept_len += len(source)
+        while self.kept_len > CELLS_KEPT_LEN_MAX:
+            oldest, length = self.kept.popleft()
+            linecache.cache.pop(oldest, None)
+            self.kept_len -= length
+
+    def run_awaiting(self, codes: list[types.CodeType]) -> None:
+        """Top-level await: one event loop for all cells; its tasks go on while a cell awaits."""
+        if self.event_loop is None:
+            import asyncio
+
+            self.event_loop = asyncio.Runner()
+
+        async def run() -> None:
+            for code in codes:
+                coroutine = eval(code, self.main.__dict__)
+                if coroutine is not None:
+                    await coroutine
+
+        self.event_loop.run(run())
+
+    def renew(self) -> None:
+        """Applies and acknowledges every seed that waits."""
+        while os.getpid() == self.pid:
+            try:
+                seed = os.read(self.seeds, SEED_LEN)
+            except OSError:
+                return
+            if len(seed) < SEED_LEN:
+                return
+            reseed(seed)
+            self.reply(RENEWED)
+
+    def renew_at_once(self, *_: Any) -> None:
+        """Between two instructions of the user's code; an interrupt waits, so that no seed is lost."""
+        interrupted = []
+        handler = set_interrupt_handler(lambda *_: interrupted.append(True))
+        try:
+            self.renew()
+        finally:
+            set_interrupt_handler(handler)
+        if interrupted:
+            signal.raise_signal(signal.SIGINT)
+
+
+def main() -> None:
+    commands, replies, seeds, renewal_signal = map(int, sys.argv[2:])
+    runner = Runner(commands, replies, seeds)
+    runner.take_over(renewal_signal)
+    runner.serve()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,439 @@
+//! The agent proper: one loop that takes hostd's requests, runs code and sends its output.
+//!
+//! ```text
+//!   Greeted ──Renew──▶ Renewing ──REPL renewed, or too busy──▶ Serving
+//!      └────────────────────┴──────── anything wrong ──────────┴─────▶ Closing
+//! ```
+//!
+//! Each turn waits for one thing to happen, lets it take effect, starts what can be started and
+//! writes all that came of it at once. The loop owns everything, so nothing is locked.
+
+use crate::connection::{Connection, Gone, Listener, Stream};
+use crate::console::say;
+use crate::exec::bash::{Bash, BashEvent};
+use crate::exec::repl::{Repl, ReplEvent, SEED_LEN};
+use crate::exec::{Workplace, exit_code};
+use crate::renew::{Machine, renew};
+use crate::session::{EXIT_CODE_CANCELLED, Job, Session};
+use podflare_wire::guest::{
+    Event, ExecEnd, ExecId, Language, OutputStream, PROTOCOL, Renewal, ReplRenewal, Request,
+};
+use rustix::process::Signal;
+use std::convert::Infallible;
+use std::io;
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+use std::time::Duration;
+use tokio::time::{Instant, sleep_until};
+
+/// How long a renewal waits for a REPL that is busy.
+const REPL_RENEWAL_TIME: Duration = Duration::from_secs(1);
+
+/// How long interrupted code has before it is interrupted more widely, and before it is killed.
+const INTERRUPT_ALL_AFTER: Duration = Duration::from_secs(1);
+const KILL_AFTER: Duration = Duration::from_secs(2);
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ServeError {
+    #[error("Could not accept a connection")]
+    Accept(#[source] io::Error),
+    #[error("Could not watch a process")]
+    Watch(#[source] io::Error),
+}
+
+#[derive(Debug)]
+pub(crate) struct Agent<'a, M> {
+    machine: M,
+    workplace: Workplace<'a>,
+    session: Session,
+    repl: Repl,
+    current: Option<Current>,
+    link: Option<Link>,
+}
+
+/// What the running execution of the session is.
+#[derive(Debug)]
+struct Current {
+    code: Code,
+    cancelling: Option<Cancelling>,
+}
+
+#[derive(Debug)]
+enum Code {
+    Python,
+    Bash(Box<Bash>),
+}
+
+#[derive(Debug)]
+struct Cancelling {
+    next: Signal,
+    at: Instant,
+    kill_at: Instant,
+}
+
+#[derive(Debug)]
+struct Link {
+    connection: Connection,
+    phase: Phase,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Greeted,
+    Renewing { until: Instant },
+    Serving,
+    Closing,
+}
+
+enum Happening {
+    Connected(Box<dyn Stream>),
+    Received(Result<(), Gone>),
+    Repl(ReplEvent),
+    Bash(BashEvent),
+    TimeIsUp,
+}
+
+/// Serves connections until something fails that only a new process can repair.
+pub(crate) async fn serve(
+    listener: &Listener,
+    machine: impl Machine,
+    workplace: Workplace<'_>,
+) -> Result<Infallible, ServeError> {
+    let mut agent = Agent {
+        machine,
+        workplace,
+        session: Session::default(),
+        repl: Repl::new(),
+        current: None,
+        link: None,
+    };
+    if let Err(error) = agent.repl.start(&agent.workplace) {
+        say(&format!("{error}; the next Python call tries again"));
+    }
+    loop {
+        match agent.next(listener).await? {
+            Happening::Connected(stream) => agent.connect(stream),
+            Happening::Received(Ok(())) => {}
+            Happening::Received(Err(Gone)) => agent.disconnect(),
+            Happening::Repl(event) => agent.on_repl(event),
+            Happening::Bash(event) => agent.on_bash(event),
+            Happening::TimeIsUp => agent.on_time(Instant::now()),
+        }
+        agent.proceed();
+        agent.flush().await;
+    }
+}
+
+impl<M: Machine> Agent<'_, M> {
+    async fn next(&mut self, listener: &Listener) -> Result<Happening, ServeError> {
+        let deadline = self.deadline();
+        let has_room = self.session.room() > 0;
+        let Agent { repl, current, link, .. } = self;
+        let link = link.as_mut().filter(|link| link.phase != Phase::Closing);
+        let bash = match current.as_mut().map(|current| &mut current.code) {
+            Some(Code::Bash(bash)) => Some(bash),
+            Some(Code::Python) | None => None,
+        };
+        // While bash runs, the REPL's output belongs to no call, and is kept without anybody's leave.
+        let repl_has_room = has_room || bash.is_some();
+        tokio::select! {
+            biased;
+            event = repl.event(repl_has_room) => event.map(Happening::Repl).map_err(ServeError::Watch),
+            event = if_some(bash.map(|bash| bash.event(has_room))) => {
+                event.map(Happening::Bash).map_err(ServeError::Watch)
+            }
+            received = if_some(link.map(|link| link.connection.received())) => Ok(Happening::Received(received)),
+            stream = listener.accept() => stream.map(Happening::Connected).map_err(ServeError::Accept),
+            () = if_some(deadline.map(sleep_until)) => Ok(Happening::TimeIsUp),
+        }
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        let cancelling = self.current.as_ref().and_then(|current| current.cancelling.as_ref());
+        let renewing = match self.link {
+            Some(Link { phase: Phase::Renewing { until }, .. }) => Some(until),
+            _ => None,
+        };
+        cancelling.map(|cancelling| cancelling.at).into_iter().chain(renewing).min()
+    }
+
+    fn connect(&mut self, stream: Box<dyn Stream>) {
+        self.disconnect();
+        let mut connection = Connection::new(stream);
+        connection.send(&Event::Hello { protocol: PROTOCOL });
+        self.link = Some(Link { connection, phase: Phase::Greeted });
+    }
+
+    fn disconnect(&mut self) {
+        self.link = None;
+        self.session.detach();
+    }
+
+    /// Says why, and closes as soon as that is sent.
+    fn fail(&mut self, message: String) {
+        self.session.detach();
+        if let Some(link) = &mut self.link {
+            link.connection.send(&Event::Failed { message });
+            link.phase = Phase::Closing;
+        }
+    }
+
+    /// Everything that is possible now: requests that have arrived, and the next execution.
+    fn proceed(&mut self) {
+        self.finish_renewal();
+        while let Some(request) = self.next_request() {
+            self.on_request(request);
+            self.finish_renewal();
+        }
+        while let Some(job) = self.session.start_next() {
+            self.start(job);
+        }
+    }
+
+    /// The next request, unless those that have arrived must wait for a renewal.
+    fn next_request(&mut self) -> Option<Request> {
+        let link = self.link.as_mut()?;
+        if !matches!(link.phase, Phase::Greeted | Phase::Serving) {
+            return None;
+        }
+        match link.connection.next_request() {
+            Ok(request) => request,
+            Err(error) => {
+                self.fail(error.to_string());
+                None
+            }
+        }
+    }
+
+    fn on_request(&mut self, request: Request) {
+        let is_renewed = self.link.as_ref().is_some_and(|link| link.phase == Phase::Serving);
+        match request {
+            Request::Renew(renewal) if !is_renewed => self.renew(&renewal),
+            Request::Renew(_) => self.fail("A connection is renewed once".into()),
+            _ if !is_renewed => self.fail("The first request of a connection must be Renew".into()),
+            Request::Exec { exec, language, code } => {
+                if let Err(error) = self.session.submit(Job { exec, language, code }) {
+                    self.fail(error.to_string());
+                }
+            }
+            Request::Cancel { exec } => self.cancel(exec),
+            Request::Grant { exec, bytes } => self.session.grant(exec, bytes),
+            Request::Ping { token } => self.send(&Event::Pong { token }),
+        }
+    }
+
+    fn send(&mut self, event: &Event) {
+        if let Some(link) = &mut self.link {
+            link.connection.send(event);
+        }
+    }
+
+    fn renew(&mut self, renewal: &Renewal) {
+        if let Err(error) = renew(&mut self.machine, renewal) {
+            return self.fail(error.to_string());
+        }
+        // From the renewed kernel, so that user code which reads its own seed learns nothing of it.
+        let mut seed = [0; SEED_LEN];
+        if let Err(error) = rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::empty()) {
+            return self.fail(format!("Could not draw fresh random numbers: {error}"));
+        }
+        if let Err(error) = self.repl.renew(&seed) {
+            return self.fail(error.to_string());
+        }
+        if let Some(link) = &mut self.link {
+            link.phase = Phase::Renewing { until: Instant::now() + REPL_RENEWAL_TIME };
+        }
+    }
+
+    fn finish_renewal(&mut self) {
+        if self.repl.is_renewed() {
+            self.confirm_renewal(ReplRenewal::Done);
+        }
+    }
+
+    fn confirm_renewal(&mut self, repl: ReplRenewal) {
+        if let Some(link) = &mut self.link
+            && matches!(link.phase, Phase::Renewing { .. })
+        {
+            link.phase = Phase::Serving;
+            link.connection.send(&Event::Renewed { repl });
+        }
+    }
+
+    fn start(&mut self, job: Job) {
+        let code = match job.language {
+            Language::Bash => match Bash::start(&job.code, &self.workplace) {
+                Ok(bash) => Code::Bash(Box::new(bash)),
+                Err(error) => return self.session.end_not_started(error.to_string()),
+            },
+            Language::Python => {
+                self.tell_backlog();
+                match self.repl.run(job.code, &self.workplace) {
+                    Ok(()) => Code::Python,
+                    Err(error) => return self.session.end_not_started(error.to_string()),
+                }
+            }
+        };
+        self.current = Some(Current { code, cancelling: None });
+    }
+
+    fn tell_backlog(&mut self) {
+        let (backlog, loss) = self.repl.take_backlog();
+        for (stream, data) in backlog {
+            self.session.output(stream, data);
+        }
+        if let Some(status) = loss {
+            self.session.output(OutputStream::Stderr, loss_notice(status));
+        }
+    }
+
+    fn cancel(&mut self, exec: ExecId) {
+        if !self.session.cancel(exec) {
+            return;
+        }
+        let Some(current) = &mut self.current else { return };
+        let now = Instant::now();
+        let kill_at = now + KILL_AFTER;
+        current.cancelling = Some(match &current.code {
+            Code::Bash(bash) => {
+                bash.signal(Signal::TERM);
+                Cancelling { next: Signal::KILL, at: kill_at, kill_at }
+            }
+            Code::Python if self.repl.withdraw() => {
+                return self.end(EXIT_CODE_CANCELLED, ExecEnd::Cancelled);
+            }
+            Code::Python => {
+                self.repl.interrupt();
+                Cancelling { next: Signal::INT, at: now + INTERRUPT_ALL_AFTER, kill_at }
+            }
+        });
+    }
+
+    fn on_time(&mut self, now: Instant) {
+        if let Some(Link { phase: Phase::Renewing { until }, .. }) = self.link
+            && until <= now
+        {
+            self.confirm_renewal(ReplRenewal::Pending);
+        }
+        let Some(current) = &mut self.current else { return };
+        if let Some(cancelling) = current.cancelling.take_if(|cancelling| cancelling.at <= now) {
+            match &current.code {
+                Code::Bash(bash) => bash.signal(cancelling.next),
+                Code::Python => self.repl.signal_all(cancelling.next),
+            }
+            let Cancelling { kill_at, .. } = cancelling;
+            if cancelling.next != Signal::KILL {
+                current.cancelling = Some(Cancelling { next: Signal::KILL, at: kill_at, kill_at });
+            }
+        }
+    }
+
+    fn end(&mut self, exit_code: i32, end: ExecEnd) {
+        self.current = None;
+        self.session.end(exit_code, end);
+    }
+
+    fn python_runs(&self) -> bool {
+        matches!(self.current, Some(Current { code: Code::Python, .. }))
+    }
+
+    fn on_repl(&mut self, event: ReplEvent) {
+        match event {
+            ReplEvent::Progress => {}
+            ReplEvent::Output if self.python_runs() => self.take_python_output(self.session.room()),
+            ReplEvent::Output => self.repl.take_idle_output(),
+            ReplEvent::Done(exit_code) => {
+                self.take_python_output(usize::MAX);
+                self.end(exit_code, ExecEnd::Finished);
+            }
+            ReplEvent::Ended(status) => self.replace_repl(status),
+        }
+    }
+
+    fn take_python_output(&mut self, room: usize) {
+        if let Some(capture) = self.repl.capture() {
+            capture.take(room, |stream, data| self.session.output(stream, data));
+        }
+    }
+
+    fn replace_repl(&mut self, status: ExitStatus) {
+        let in_call = self.python_runs();
+        if in_call {
+            self.take_python_output(usize::MAX);
+        } else {
+            self.repl.take_idle_output();
+        }
+        let Some(remains) = self.repl.bury() else { return };
+        remains.capture.abandon();
+        if remains.never_ready {
+            if in_call {
+                self.current = None;
+                let message = format!("The Python process ended before it was ready ({})", describe(status));
+                self.session.end_not_started(message);
+            }
+            return;
+        }
+        if in_call {
+            self.session.output(OutputStream::Stderr, loss_notice(status));
+            self.end(exit_code(status), end_of(status));
+        } else {
+            self.repl.remember_loss(status);
+        }
+        if let Err(error) = self.repl.start(&self.workplace) {
+            say(&format!("{error}; the next Python call tries again"));
+        }
+    }
+
+    fn on_bash(&mut self, event: BashEvent) {
+        let Some(Current { code: Code::Bash(bash), .. }) = &mut self.current else { return };
+        match event {
+            BashEvent::Output => {
+                let room = self.session.room();
+                bash.capture().take(room, |stream, data| self.session.output(stream, data));
+            }
+            BashEvent::Ended(status) => {
+                bash.capture().take(usize::MAX, |stream, data| self.session.output(stream, data));
+                if let Some(Current { code: Code::Bash(bash), .. }) = self.current.take() {
+                    bash.into_capture().abandon();
+                }
+                self.session.end(exit_code(status), end_of(status));
+            }
+        }
+    }
+
+    async fn flush(&mut self) {
+        let events = self.session.take_events();
+        let Some(link) = &mut self.link else { return };
+        for event in events {
+            link.connection.send(&event);
+        }
+        let result = link.connection.flush().await;
+        let closed = link.phase == Phase::Closing && link.connection.unsent() == 0;
+        if result.is_err() || closed {
+            self.disconnect();
+        }
+    }
+}
+
+async fn if_some<F: Future>(future: Option<F>) -> F::Output {
+    match future {
+        Some(future) => future.await,
+        None => std::future::pending().await,
+    }
+}
+
+fn end_of(status: ExitStatus) -> ExecEnd {
+    status.signal().map_or(ExecEnd::Finished, |signal| ExecEnd::Killed { signal })
+}
+
+fn describe(status: ExitStatus) -> String {
+    match status.signal() {
+        Some(signal) => format!("killed by signal {signal}"),
+        None => format!("exit status {}", exit_code(status)),
+    }
+}
+
+fn loss_notice(status: ExitStatus) -> Vec<u8> {
+    let how = describe(status);
+    format!("The Python process ended ({how}); it was restarted and its variables are lost.\n").into_bytes()
+}

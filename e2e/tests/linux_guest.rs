@@ -1,0 +1,95 @@
+//! The VMM with a stock distribution kernel and the real agent, without hostd.
+
+#![expect(clippy::unwrap_used, reason = "the first thing that goes wrong must fail the test")]
+
+use podflare_e2e::agent::Agent;
+use podflare_e2e::place;
+use podflare_e2e::vmm::{Boot, Vmm};
+use podflare_wire::control::{BootConfig, EndReason, Event};
+use std::fs::File;
+
+const COMMAND_LINE: &str = "console=ttyS0 reboot=t panic=-1 quiet rdinit=/init";
+
+fn boot_linux(vcpus: u8) -> Vmm {
+    let open = |path| File::open(path).unwrap();
+    let vmm = Vmm::start();
+    vmm.boot(&Boot {
+        kernel: open(place::image_file("vmlinux")),
+        initramfs: open(place::image_file("initramfs.cpio")),
+        disk_base: open(place::rootfs()),
+        config: BootConfig {
+            vcpus,
+            memory_mib: 512,
+            disk_bytes: 4 << 30,
+            command_line: COMMAND_LINE.into(),
+            huge_pages: true,
+        },
+    });
+    vmm
+}
+
+#[test]
+fn ten_generations_keep_memory_and_disk() {
+    let mut vmm = boot_linux(2);
+    let mut agent = Agent::connect(&vmm, 0);
+    agent.python("import hashlib, os\nmemory = bytearray(os.urandom(1 << 20))");
+    for generation in 1..=10_u8 {
+        // Some of it old, some new; what is on the disk is partly still in the guest's page cache.
+        let sums = agent.python(
+            "block = os.urandom(4096)\nat = int.from_bytes(block[:2]) % 256 * 4096\nmemory[at:at + 4096] = block\n\
+             open(f'/root/{at}', 'wb').write(memory)\nprint(hashlib.sha256(memory).hexdigest())",
+        );
+        let files = agent.bash("cat /root/[0-9]* | sha256sum");
+        let (copy, _) = vmm.fork();
+        copy.thaw();
+        let mut next = Agent::connect(&copy, generation);
+        assert_eq!(next.python("print(hashlib.sha256(memory).hexdigest())"), sums);
+        next.bash("echo 3 > /proc/sys/vm/drop_caches");
+        assert_eq!(next.bash("cat /root/[0-9]* | sha256sum"), files, "generation {generation}");
+        (vmm, agent) = (copy, next);
+    }
+}
+
+#[test]
+fn the_source_goes_on_and_its_connection_lives_while_the_copys_is_reset() {
+    let source = boot_linux(1);
+    let mut agent = Agent::connect(&source, 0);
+    agent.python("x = 1");
+    let (copy, _) = source.fork();
+    copy.thaw();
+    assert_eq!(agent.python("x += 1; print(x)"), "2\n");
+    let mut of_copy = Agent::connect(&copy, 1);
+    assert_eq!(of_copy.python("x += 10; print(x)"), "11\n");
+    assert_eq!(agent.python("print(x)"), "2\n");
+    assert_eq!(copy.inspect().connections, 1);
+}
+
+#[test]
+fn two_copies_of_one_moment_share_no_randomness_and_no_disk() {
+    let source = boot_linux(2);
+    let mut agent = Agent::connect(&source, 0);
+    agent.python("import random, os; random.seed(7)");
+    let (twin, _) = source.fork();
+    let (other, _) = twin.fork();
+    let mut agents = [(&twin, 1), (&other, 2)].map(|(copy, seed)| {
+        copy.thaw();
+        Agent::connect(copy, seed)
+    });
+    let draw = "print(random.random(), os.urandom(8).hex())";
+    let [one, two] = &mut agents;
+    assert_ne!(one.python(draw), two.python(draw));
+    one.bash("echo one > /root/mine; sync");
+    assert_eq!(two.bash("ls /root/mine 2>/dev/null || echo none"), "none\n");
+}
+
+#[test]
+fn a_guest_that_panics_ends_with_its_last_words() {
+    let vmm = boot_linux(1);
+    let mut agent = Agent::connect(&vmm, 0);
+    agent
+        .bash("echo 1 > /proc/sys/kernel/sysrq; (sleep 0.5; echo c > /proc/sysrq-trigger) >/dev/null 2>&1 &");
+    assert!(agent.is_lost());
+    let Event::Ended { reason, console_tail } = vmm.event();
+    assert_eq!(reason, EndReason::Reset);
+    assert!(String::from_utf8_lossy(&console_tail).contains("Kernel panic"), "{console_tail:?}");
+}
