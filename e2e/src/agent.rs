@@ -27,11 +27,7 @@ impl Agent {
         let start = Instant::now();
         loop {
             assert!(start.elapsed() < DEADLINE, "no agent; the console says:\n{}", console_of(vmm));
-            let (ours, theirs) = UnixStream::pair().unwrap();
-            vmm.connect(AGENT_PORT, &OwnedFd::from(theirs));
-            ours.set_read_timeout(Some(DEADLINE)).unwrap();
-            let frames = FrameReader::new(EVENT_FRAME_LEN_MAX);
-            let mut agent = Agent { stream: ours, frames, next_exec: 0 };
+            let mut agent = Agent::open(vmm);
             match agent.receive() {
                 Some(Event::Hello { protocol }) => assert_eq!(protocol, PROTOCOL),
                 Some(other) => panic!("{other:?}"),
@@ -44,6 +40,23 @@ impl Agent {
             agent.renew(seed);
             return agent;
         }
+    }
+
+    /// Connects to the agent of a frozen machine, then makes the machine run. The agent listens already, so
+    /// that there is one try.
+    pub fn connect_and_thaw(vmm: &Vmm, seed: u8) -> Agent {
+        let mut agent = Agent::open(vmm);
+        vmm.thaw();
+        assert_eq!(agent.receive(), Some(Event::Hello { protocol: PROTOCOL }));
+        agent.renew(seed);
+        agent
+    }
+
+    fn open(vmm: &Vmm) -> Agent {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        vmm.connect(AGENT_PORT, &OwnedFd::from(theirs));
+        ours.set_read_timeout(Some(DEADLINE)).unwrap();
+        Agent { stream: ours, frames: FrameReader::new(EVENT_FRAME_LEN_MAX), next_exec: 0 }
     }
 
     /// Runs Python and returns its output.

@@ -3,8 +3,12 @@
 
 /// The agent in a Linux guest, spoken to without hostd.
 pub mod agent;
+/// Percentiles of samples.
+pub mod figures;
 /// A hostd with its sandboxes, spoken to over HTTP.
 pub mod host;
+/// A stock Linux guest, booted without hostd.
+pub mod linux_guest;
 /// Where the programs and the guest image are.
 pub mod place;
 /// What processes there are, by the kernel's account.

@@ -1,31 +1,12 @@
 //! The VMM with a stock distribution kernel and the real agent, without hostd.
 
-#![expect(clippy::unwrap_used, reason = "the first thing that goes wrong must fail the test")]
-
 use podflare_e2e::agent::Agent;
-use podflare_e2e::place;
-use podflare_e2e::vmm::{Boot, Vmm};
-use podflare_wire::control::{BootConfig, EndReason, Event};
-use std::fs::File;
-
-const COMMAND_LINE: &str = "console=ttyS0 reboot=t panic=-1 quiet rdinit=/init";
+use podflare_e2e::linux_guest;
+use podflare_e2e::vmm::Vmm;
+use podflare_wire::control::{EndReason, Event};
 
 fn boot_linux(vcpus: u8) -> Vmm {
-    let open = |path| File::open(path).unwrap();
-    let vmm = Vmm::start();
-    vmm.boot(&Boot {
-        kernel: open(place::image_file("vmlinux")),
-        initramfs: open(place::image_file("initramfs.cpio")),
-        disk_base: open(place::rootfs()),
-        config: BootConfig {
-            vcpus,
-            memory_mib: 512,
-            disk_bytes: 4 << 30,
-            command_line: COMMAND_LINE.into(),
-            huge_pages: true,
-        },
-    });
-    vmm
+    linux_guest::boot(vcpus, 512, true)
 }
 
 #[test]
@@ -41,8 +22,7 @@ fn ten_generations_keep_memory_and_disk() {
         );
         let files = agent.bash("cat /root/[0-9]* | sha256sum");
         let (copy, _) = vmm.fork();
-        copy.thaw();
-        let mut next = Agent::connect(&copy, generation);
+        let mut next = Agent::connect_and_thaw(&copy, generation);
         assert_eq!(next.python("print(hashlib.sha256(memory).hexdigest())"), sums);
         next.bash("echo 3 > /proc/sys/vm/drop_caches");
         assert_eq!(next.bash("cat /root/[0-9]* | sha256sum"), files, "generation {generation}");
@@ -71,10 +51,7 @@ fn two_copies_of_one_moment_share_no_randomness_and_no_disk() {
     agent.python("import random, os; random.seed(7)");
     let (twin, _) = source.fork();
     let (other, _) = twin.fork();
-    let mut agents = [(&twin, 1), (&other, 2)].map(|(copy, seed)| {
-        copy.thaw();
-        Agent::connect(copy, seed)
-    });
+    let mut agents = [(&twin, 1), (&other, 2)].map(|(copy, seed)| Agent::connect_and_thaw(copy, seed));
     let draw = "print(random.random(), os.urandom(8).hex())";
     let [one, two] = &mut agents;
     assert_ne!(one.python(draw), two.python(draw));

@@ -30,7 +30,7 @@ pub struct Endpoint {
     /// Error answers beside 401, with what they mean.
     errors: &'static [(&'static str, &'static str)],
     /// No key is asked for.
-    open: bool,
+    pub open: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

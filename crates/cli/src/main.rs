@@ -1,1 +1,39 @@
-fn main() {}
+//! The `podflare` command: starts and stops the host on this machine, and talks to a host's API.
+//!
+//! It knows of a running host only what its record says, and of sandboxes only what the API says.
+
+mod api;
+mod args;
+mod commands;
+mod output;
+mod record;
+mod start;
+
+use args::{Args, Command, ImageCommand};
+use clap::Parser;
+use output::Output;
+use podflare_emulated_host::places::Places;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let output = Output::new();
+    run(Args::parse(), &output).unwrap_or_else(|error| {
+        output.error(&error);
+        ExitCode::FAILURE
+    })
+}
+
+fn run(args: Args, output: &Output) -> anyhow::Result<ExitCode> {
+    let places = Places::resolve(args.home, args.programs)?;
+    match args.command {
+        Command::Up(up) => commands::up::run(&up, &places, output),
+        Command::Down => commands::down::run(&places, output),
+        Command::Status => commands::status::run(&places, output),
+        Command::Doctor => commands::doctor::run(&places, output),
+        Command::Image { command: ImageCommand::Build(build) } => {
+            commands::image::build(&build, &places, output)
+        }
+        Command::Ls(host) => commands::ls::run(&host, &places, output),
+        Command::Run(run) => commands::run::run(&run, &places, output),
+    }
+}

@@ -186,7 +186,8 @@ impl Running {
     }
 
     pub(crate) fn connect(&self, port: u32, stream: OwnedFd) -> Result<(), ConnectError> {
-        self.raise(self.body.devices.connect(port, stream)?);
+        self.body.devices.connect(port, stream)?;
+        self.raise(self.body.devices.deliver());
         Ok(())
     }
 
@@ -302,8 +303,8 @@ impl Frozen {
 
     /// The connection is made when the machine runs.
     pub(crate) fn connect(&self, port: u32, stream: OwnedFd) -> Result<(), ConnectError> {
-        // The guest stands still: nothing can take an interrupt now, and `thaw` serves all queues.
-        self.body.devices.connect(port, stream).map(drop)
+        // Nothing is put into a queue while nothing can take the interrupt: `thaw` serves all queues.
+        self.body.devices.connect(port, stream)
     }
 
     pub(crate) fn console_tail(&self) -> Vec<u8> {

@@ -1,6 +1,7 @@
 //! Measures fork with a guest of a few bytes: the VMM's own cost, without Linux. It runs on any KVM, also
 //! where Linux cannot, so that native figures exist on every machine. Prints a Markdown table.
 
+use podflare_e2e::figures::p50_p99;
 use podflare_e2e::tiny_guest::kernel;
 use podflare_e2e::vmm::{Boot, Vmm};
 use podflare_e2e::wait::until;
@@ -35,7 +36,7 @@ fn measure(touched_mib: u32, huge_pages: bool) -> Vec<String> {
             column.push(figure);
         }
     }
-    columns.iter_mut().map(|column| percentiles(column)).collect()
+    columns.iter_mut().map(|column| p50_p99(column)).collect()
 }
 
 fn boot(touched_mib: u32, huge_pages: bool) -> Vmm {
@@ -51,10 +52,4 @@ fn boot(touched_mib: u32, huge_pages: bool) -> Vmm {
     vmm.boot(&Boot { kernel: kernel(touched_mib), initramfs: file(), disk_base: file(), config });
     until("the guest to count", || (!vmm.console().is_empty()).then_some(()));
     vmm
-}
-
-fn percentiles(samples: &mut [u64]) -> String {
-    samples.sort_unstable();
-    let at = |percent: usize| samples[(samples.len() - 1) * percent / 100];
-    format!("{} / {}", at(50), at(99))
 }

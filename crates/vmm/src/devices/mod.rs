@@ -89,19 +89,21 @@ impl Devices {
         raise.into_iter().filter(|(raise, _)| *raise).map(|(_, slot)| slot.gsi()).collect()
     }
 
-    /// Connects a host stream to a port of the guest, now or as soon as its driver is there. Returns the
-    /// interrupt line to raise, if any.
-    pub(crate) fn connect(&self, port: u32, stream: OwnedFd) -> Result<Option<u32>, ConnectError> {
-        let mut vsock = lock(&self.vsock);
-        vsock.device_mut().connect(port, stream)?;
-        Ok(vsock.with_queues(Vsock::deliver).then(|| VirtioSlot::Vsock.gsi()))
+    /// Connects a host stream to a port of the guest. The request waits for [`Devices::deliver`] or
+    /// [`Devices::serve_all_queues`].
+    pub(crate) fn connect(&self, port: u32, stream: OwnedFd) -> Result<(), ConnectError> {
+        lock(&self.vsock).device_mut().connect(port, stream).map(drop)
+    }
+
+    /// Gives the guest what waits in vsock. Returns the interrupt line to raise, if any.
+    pub(crate) fn deliver(&self) -> Option<u32> {
+        lock(&self.vsock).with_queues(Vsock::deliver).then(|| VirtioSlot::Vsock.gsi())
     }
 
     /// The host side of a connection is ready for what the poller was asked to watch.
     pub(crate) fn host_ready(&self, host_port: u32, events: EventSet) -> Option<u32> {
-        let mut vsock = lock(&self.vsock);
-        vsock.device_mut().host_event(host_port, events);
-        vsock.with_queues(Vsock::deliver).then(|| VirtioSlot::Vsock.gsi())
+        lock(&self.vsock).device_mut().host_event(host_port, events);
+        self.deliver()
     }
 
     /// Where the host sides of connections are watched; nowhere while the machine is frozen.

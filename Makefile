@@ -1,0 +1,64 @@
+# Everything that is done with this repository. `make help` lists it.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+export PODFLARE_HOME ?= $(CURDIR)/.podflare
+BIN := $(CURDIR)/target/x86_64-unknown-linux-gnu/release
+PODFLARE := $(BIN)/podflare
+PYTHON := $(CURDIR)/.venv/sdk/bin
+URL := http://127.0.0.1:7070
+
+.PHONY: help setup build up down demo test test-units test-vms test-sdk bench bench-vmm lint fmt clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## Install what the build needs, as far as it is missing
+	@scripts/setup
+
+build: setup ## Build all programs
+	cargo build --release --workspace
+
+up: build ## Start the host on this machine (http://127.0.0.1:7070)
+	$(PODFLARE) up
+
+down: ## Stop the host
+	@if [ -x $(PODFLARE) ]; then $(PODFLARE) down; else echo "Nothing is built, so nothing runs."; fi
+
+demo: up ## Start the host and run the core loop on it
+	PODFLARE_HOSTD_URL=$(URL) PODFLARE_API_URL=$(URL) $(PYTHON)/python examples/core_loop.py
+	@echo "The host stays up at $(URL) for more; \`make down\` stops it."
+
+test: lint test-units test-vms test-sdk ## Run every check and test
+
+test-units: setup ## Run the tests that need no virtual machine
+	cargo test --release --workspace --exclude podflare-e2e
+
+test-vms: build ## Run the tests on virtual machines, natively or in an emulated host
+	CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER=$(BIN)/host-run cargo test --release -p podflare-e2e --tests
+
+test-sdk: build ## Run the SDK's tests and the published SDK's against a host of their own
+	scripts/test-sdk
+
+bench: up ## Measure the host
+	$(PYTHON)/python bench/bench.py --host $(URL)
+
+bench-vmm: build ## Measure the VMM's fork natively, and what an idle sandbox costs
+	PODFLARE_BIN_DIR=$(BIN) $(BIN)/bench-tiny-fork
+	$(BIN)/host-run $(BIN)/bench-memory
+
+lint: setup ## Check format and lints
+	cargo fmt --check
+	cargo clippy --release --workspace --all-targets -- -D warnings
+	cd sdk/python && $(PYTHON)/ruff check . && $(PYTHON)/ruff format --check . && $(PYTHON)/mypy
+
+fmt: setup ## Format the code
+	cargo fmt
+	cd sdk/python && $(PYTHON)/ruff format .
+
+clean: down ## Remove all that was built, images and state included
+	cargo clean
+	rm -rf .podflare .venv

@@ -1,0 +1,216 @@
+//! A client of the API, for what the command line does with it.
+
+use crate::args;
+use crate::record::Record;
+use anyhow::{Context, bail};
+use podflare_api::error::ErrorBody;
+use podflare_api::exec::{ExecEvent, ExecEventKind, ExecRequest};
+use podflare_api::id::SandboxId;
+use podflare_api::sandbox::{CreateSandbox, SandboxCreated, SandboxList, SandboxView};
+use podflare_emulated_host::places::Places;
+use std::io::{BufRead, BufReader, Read};
+use std::time::Duration;
+use ureq::http::Response;
+use ureq::{Agent, Body};
+
+const DEFAULT_URL: &str = "http://127.0.0.1:7070";
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Health is asked for again and again, and an emulated network may take a connection that nobody answers.
+const HEALTH_TIMEOUT: Duration = Duration::from_secs(3);
+/// One line of an execution's stream.
+const EVENT_BYTES_MAX: u64 = 64 << 20;
+
+pub(crate) struct Client {
+    agent: Agent,
+    url: String,
+    api_key: Option<String>,
+}
+
+/// What a host says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Health {
+    Ready,
+    /// It answers, and says what it is still doing.
+    Starting(String),
+    Silent,
+}
+
+impl Client {
+    /// The host that is named, or else the one that was started here.
+    pub(crate) fn of(host: &args::Host, places: &Places) -> anyhow::Result<Client> {
+        let url = match &host.url {
+            Some(url) => url.trim_end_matches('/').to_owned(),
+            None => Record::of_running_host(places)?.map_or(DEFAULT_URL.into(), |record| record.url()),
+        };
+        Ok(Client::new(url, host.api_key.clone()))
+    }
+
+    pub(crate) fn new(url: String, api_key: Option<String>) -> Client {
+        let mut config =
+            Agent::config_builder().http_status_as_error(false).timeout_connect(Some(CONNECT_TIMEOUT));
+        // A proxy could not reach this machine's own addresses.
+        if url.contains("//127.") || url.contains("//localhost") || url.contains("//[::1]") {
+            config = config.proxy(None);
+        }
+        Client { agent: config.build().into(), url, api_key }
+    }
+
+    pub(crate) fn health(&self) -> Health {
+        let request = self.agent.get(self.address("/healthz"));
+        match request.config().timeout_global(Some(HEALTH_TIMEOUT)).build().call() {
+            Ok(answer) if answer.status().is_success() => Health::Ready,
+            Ok(mut answer) => Health::Starting(error_text(&mut answer)),
+            Err(_) => Health::Silent,
+        }
+    }
+
+    pub(crate) fn sandboxes(&self) -> anyhow::Result<Vec<SandboxView>> {
+        let request =
+            self.agent.get(self.address("/sandboxes")).header("authorization", self.authorization());
+        let mut answer = self.checked(request.call())?;
+        let list: SandboxList = answer.body_mut().read_json().context("Cannot read the list of sandboxes")?;
+        Ok(list.sandboxes)
+    }
+
+    pub(crate) fn create(&self) -> anyhow::Result<SandboxId> {
+        let request =
+            self.agent.post(self.address("/sandboxes")).header("authorization", self.authorization());
+        let mut answer = self.checked(request.send_json(CreateSandbox::default()))?;
+        let created: SandboxCreated = answer.body_mut().read_json().context("Cannot read the new sandbox")?;
+        Ok(created.id)
+    }
+
+    pub(crate) fn close(&self, id: &SandboxId) -> anyhow::Result<()> {
+        let request = self.agent.delete(self.address(&format!("/sandboxes/{id}")));
+        self.checked(request.header("authorization", self.authorization()).call()).map(drop)
+    }
+
+    /// Runs code and hands over its output line by line; gives the exit code.
+    pub(crate) fn exec(
+        &self,
+        id: &SandboxId,
+        request: &ExecRequest,
+        mut each: impl FnMut(&ExecEventKind) -> anyhow::Result<()>,
+    ) -> anyhow::Result<i32> {
+        let post = self.agent.post(self.address(&format!("/sandboxes/{id}/exec")));
+        let answer = self.checked(post.header("authorization", self.authorization()).send_json(request))?;
+        let mut stream = BufReader::new(answer.into_body().into_reader());
+        let mut line = Vec::new();
+        loop {
+            line.clear();
+            let count = (&mut stream).take(EVENT_BYTES_MAX).read_until(b'\n', &mut line);
+            if count.context("The host broke off")? == 0 {
+                bail!("The host ended its answer without an exit code");
+            }
+            if line.trim_ascii().is_empty() {
+                continue;
+            }
+            let event: ExecEvent = serde_json::from_slice(&line).context("Cannot understand the host")?;
+            if let ExecEventKind::Exit(code) = event.kind {
+                return Ok(code);
+            }
+            each(&event.kind)?;
+        }
+    }
+
+    fn address(&self, path: &str) -> String {
+        format!("{}/v1{path}", self.url)
+    }
+
+    fn authorization(&self) -> String {
+        format!("Bearer {}", self.api_key.as_deref().unwrap_or("none"))
+    }
+
+    fn checked(&self, answer: Result<Response<Body>, ureq::Error>) -> anyhow::Result<Response<Body>> {
+        let mut answer =
+            answer.with_context(|| format!("Cannot reach {}; `podflare up` starts a host", self.url))?;
+        if !answer.status().is_success() {
+            bail!("{} ({})", error_text(&mut answer), answer.status());
+        }
+        Ok(answer)
+    }
+}
+
+fn error_text(answer: &mut Response<Body>) -> String {
+    let body: Result<ErrorBody, _> = answer.body_mut().read_json();
+    body.map_or_else(|_| "The host gives no reason".into(), |body| body.error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use podflare_api::exec::Language;
+    use std::io::Write;
+    use std::net::{TcpListener, TcpStream};
+    use std::thread;
+
+    /// A host that gives one answer.
+    fn host_answering(status: &'static str, body: &'static str) -> Client {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            read_request(&stream);
+            let length = body.len();
+            write!(stream, "HTTP/1.1 {status}\r\ncontent-length: {length}\r\n\r\n{body}").unwrap();
+        });
+        Client::new(url, None)
+    }
+
+    fn read_request(stream: &TcpStream) {
+        let mut reader = BufReader::new(stream);
+        let mut body_length = 0;
+        loop {
+            let mut line = String::new();
+            reader.read_line(&mut line).unwrap();
+            if let Some(length) = line.to_lowercase().strip_prefix("content-length:") {
+                body_length = length.trim().parse().unwrap();
+            }
+            if line == "\r\n" {
+                return reader.read_exact(&mut vec![0; body_length]).unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn a_host_that_starts_says_what_it_does() {
+        let client = host_answering("503 Service Unavailable", r#"{"error": "starting: booting"}"#);
+        assert_eq!(client.health(), Health::Starting("starting: booting".into()));
+        assert_eq!(host_answering("200 OK", "ok").health(), Health::Ready);
+        assert_eq!(Client::new("http://127.0.0.1:1".into(), None).health(), Health::Silent);
+    }
+
+    #[test]
+    fn an_error_is_repeated_in_the_hosts_words() {
+        let client = host_answering("503 Service Unavailable", r#"{"error": "no room"}"#);
+        let text = client.create().unwrap_err().to_string();
+        assert!(text.starts_with("no room"), "{text}");
+    }
+
+    #[test]
+    fn output_comes_line_by_line_and_heartbeats_are_passed_over() {
+        let client = host_answering(
+            "200 OK",
+            concat!(
+                "{\"type\":\"stdout\",\"data\":\"one\",\"seq\":0,\"ts\":1}\n\n",
+                "{\"type\":\"stderr\",\"data\":\"two\",\"seq\":1,\"ts\":1}\n",
+                "{\"type\":\"exit\",\"data\":3,\"seq\":2,\"ts\":1}\n"
+            ),
+        );
+        let request = ExecRequest { code: "1".into(), language: Language::Python };
+        let mut seen = Vec::new();
+        let code = client.exec(&SandboxId::random(), &request, |event| {
+            seen.push(event.clone());
+            Ok(())
+        });
+        assert_eq!(code.unwrap(), 3);
+        assert_eq!(seen, [ExecEventKind::Stdout("one".into()), ExecEventKind::Stderr("two".into())]);
+    }
+
+    #[test]
+    fn a_stream_without_an_exit_code_is_an_error() {
+        let client = host_answering("200 OK", "{\"type\":\"stdout\",\"data\":\"one\",\"seq\":0,\"ts\":1}\n");
+        let request = ExecRequest { code: "1".into(), language: Language::Python };
+        assert!(client.exec(&SandboxId::random(), &request, |_| Ok(())).is_err());
+    }
+}

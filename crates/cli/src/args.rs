@@ -1,0 +1,109 @@
+//! The command line, as it is given. Defaults that depend on the machine are resolved elsewhere.
+
+use clap::{Parser, Subcommand};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+/// Sandboxes for AI agents: real virtual machines that run code, fork and merge.
+#[derive(Debug, Parser)]
+#[command(name = "podflare", version, max_term_width = 100)]
+pub(crate) struct Args {
+    /// Where images and state are kept [default: podflare in the user's data directory]
+    #[arg(long, global = true, env = "PODFLARE_HOME", value_name = "DIR")]
+    pub(crate) home: Option<PathBuf>,
+    /// Where podflare-vmm, podflare-hostd and podflare-agent are [default: beside this program]
+    #[arg(long = "bin-dir", global = true, env = "PODFLARE_BIN_DIR", value_name = "DIR")]
+    pub(crate) programs: Option<PathBuf>,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Start the host on this machine and wait until it is ready
+    Up(Up),
+    /// Stop the host on this machine, and its sandboxes
+    Down,
+    /// Tell whether the host on this machine runs
+    Status,
+    /// Tell what this machine lacks, and how to get it
+    Doctor,
+    /// Images of the sandboxes' virtual machines
+    Image {
+        #[command(subcommand)]
+        command: ImageCommand,
+    },
+    /// List the sandboxes of a host
+    Ls(Host),
+    /// Run code in a new sandbox, which is closed afterwards; the exit code is the code's
+    Run(Run),
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Up {
+    /// Run sandboxes in an emulated host, even if KVM works
+    #[arg(long, conflicts_with = "native")]
+    pub(crate) emulated: bool,
+    /// Run sandboxes on this machine's KVM without trying it first
+    #[arg(long)]
+    pub(crate) native: bool,
+    /// Address of the API
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7070")]
+    pub(crate) listen: SocketAddr,
+    /// Sandboxes kept ready [default: the host's]
+    #[arg(long, value_name = "N", env = "PODFLARE_POOL_SIZE")]
+    pub(crate) pool_size: Option<u32>,
+    /// Keys that clients must show, separated by commas; none means that every client of this machine may
+    #[arg(long, value_name = "KEYS", env = "PODFLARE_API_KEYS", hide_env_values = true)]
+    pub(crate) api_keys: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ImageCommand {
+    /// Build the image, as far as it is not built yet, and print its directory
+    Build(ImageBuild),
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct ImageBuild {
+    /// What goes in, instead of the definition that comes with this program
+    #[arg(long, value_name = "FILE")]
+    pub(crate) definition: Option<PathBuf>,
+}
+
+/// Which host is meant.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Host {
+    /// The host's URL [default: the host that was started here]
+    #[arg(long, env = "PODFLARE_HOSTD_URL")]
+    pub(crate) url: Option<String>,
+    #[arg(long, env = "PODFLARE_API_KEY", hide_env_values = true)]
+    pub(crate) api_key: Option<String>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Run {
+    #[command(flatten)]
+    pub(crate) host: Host,
+    /// The code is a bash script, not Python
+    #[arg(long)]
+    pub(crate) bash: bool,
+    /// The code; `-` reads it from standard input
+    pub(crate) code: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn a_host_is_native_or_emulated_but_not_both() {
+        assert!(Args::try_parse_from(["podflare", "up", "--native", "--emulated"]).is_err());
+    }
+}

@@ -1,0 +1,9 @@
+//! One file for each command.
+
+pub(crate) mod doctor;
+pub(crate) mod down;
+pub(crate) mod image;
+pub(crate) mod ls;
+pub(crate) mod run;
+pub(crate) mod status;
+pub(crate) mod up;

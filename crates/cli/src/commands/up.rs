@@ -1,0 +1,108 @@
+//! `podflare up`.
+
+use crate::api::{Client, Health};
+use crate::args::Up;
+use crate::output::Output;
+use crate::record::{HostKind, Record};
+use crate::start::{self, Plan};
+use anyhow::{Context, bail};
+use podflare_emulated_host::places::Places;
+use podflare_emulated_host::probe::Probe;
+use podflare_emulated_host::process::ProcessId;
+use podflare_image::cache::Cache;
+use podflare_image::definition::GuestDefinition;
+use podflare_image::guest::GuestImage;
+use rustix::fs::{FlockOperation, flock};
+use std::fs::{self, File};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+/// The first start boots a template, which takes long where all is emulated.
+const READY_PATIENCE: Duration = Duration::from_secs(900);
+const HEALTH_INTERVAL: Duration = Duration::from_millis(250);
+
+pub(crate) fn run(args: &Up, places: &Places, output: &Output) -> anyhow::Result<ExitCode> {
+    refuse_an_open_door(args)?;
+    start::check_programs(places)?;
+    fs::create_dir_all(&places.home).with_context(|| format!("Cannot make {}", places.home.display()))?;
+    let _lock = lock(places)?;
+    let cache = Cache::open(&places.images())?;
+    let agent = places.program("podflare-agent");
+    let image = GuestImage::build(&cache, &GuestDefinition::built_in(), &agent, &|text| output.step(text))?;
+    let contents = start::contents(places, &image)?;
+    if let Some(record) = Record::of_running_host(places)? {
+        already_running(args, &record, &contents, output)?;
+        return wait_until_ready(&record, places, output);
+    }
+    let (kind, reason) = choose(args, places, output);
+    output.note(&format!("Sandboxes run {}: {reason}", kind.name()));
+    let plan = Plan { args, places, cache: &cache, image: &image };
+    let child = start::start(kind, &plan, &|text| output.step(text))?;
+    let process = ProcessId::of(child.id()).with_context(|| start::last_words(kind, places))?;
+    let record = Record { kind, reason, process, listen: args.listen, contents };
+    record.save(places)?;
+    wait_until_ready(&record, places, output)
+}
+
+/// Without keys everyone who reaches the address may run code.
+fn refuse_an_open_door(args: &Up) -> anyhow::Result<()> {
+    if args.api_keys.is_none() && !args.listen.ip().is_loopback() {
+        bail!("{} is open to other machines: give --api-keys too, or listen on 127.0.0.1", args.listen);
+    }
+    Ok(())
+}
+
+/// Two at once would start two hosts on one state.
+fn lock(places: &Places) -> anyhow::Result<File> {
+    let path = places.home.join("up.lock");
+    let lock = File::create(&path).with_context(|| format!("Cannot make {}", path.display()))?;
+    flock(&lock, FlockOperation::LockExclusive)?;
+    Ok(lock)
+}
+
+fn choose(args: &Up, places: &Places, output: &Output) -> (HostKind, String) {
+    if args.native {
+        return (HostKind::Native, "as was asked for.".into());
+    }
+    if args.emulated {
+        return (HostKind::Emulated, "as was asked for.".into());
+    }
+    output.step("trying this machine's KVM");
+    let probe = Probe::run(&places.program("podflare-vmm"));
+    (if probe.usable { HostKind::Native } else { HostKind::Emulated }, probe.reason)
+}
+
+fn already_running(args: &Up, record: &Record, contents: &str, output: &Output) -> anyhow::Result<()> {
+    if record.listen != args.listen {
+        bail!("A host runs already, at {}; `podflare down` stops it", record.url());
+    }
+    output.note(&format!("The host at {} runs already, {}.", record.url(), record.kind.name()));
+    if record.contents != contents {
+        output.note(
+            "It was started with other programs or another image than are here now; \
+             `podflare down` and `podflare up` bring it up to date.",
+        );
+    }
+    Ok(())
+}
+
+fn wait_until_ready(record: &Record, places: &Places, output: &Output) -> anyhow::Result<ExitCode> {
+    let client = Client::new(record.url(), None);
+    let deadline = Instant::now() + READY_PATIENCE;
+    loop {
+        match client.health() {
+            Health::Ready => break,
+            Health::Starting(what) => output.step(&what),
+            Health::Silent => output.step("starting the host"),
+        }
+        if record.process.wait_until_gone(HEALTH_INTERVAL)? {
+            bail!("The host ended before it was ready.\n{}", start::last_words(record.kind, places));
+        }
+        if Instant::now() > deadline {
+            start::stop(record, places)?;
+            bail!("The host was not ready in time.\n{}", start::last_words(record.kind, places));
+        }
+    }
+    output.line(&format!("The host is ready at {}", record.url()))?;
+    Ok(ExitCode::SUCCESS)
+}

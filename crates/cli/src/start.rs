@@ -1,0 +1,189 @@
+//! Starts and stops hostd, natively or in an emulated host.
+
+use crate::args::Up;
+use crate::record::{HostKind, Record, run_directory};
+use anyhow::{Context, bail};
+use podflare_emulated_host::job::{Job, Share, environment_beginning_with};
+use podflare_emulated_host::places::Places;
+use podflare_emulated_host::service::{self, FORWARDED_PORT, STDERR_LOG, STDOUT_LOG, Service, check_address};
+use podflare_image::Progress;
+use podflare_image::cache::{Cache, KeyBuilder};
+use podflare_image::definition::HostDefinition;
+use podflare_image::guest::GuestImage;
+use podflare_image::host::HostImage;
+use rustix::process::Signal;
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+pub(crate) const PROGRAMS: [&str; 3] = ["podflare-vmm", "podflare-hostd", "podflare-agent"];
+/// How long hostd has to end its sandboxes.
+const STOP_PATIENCE: Duration = Duration::from_secs(30);
+const KILL_PATIENCE: Duration = Duration::from_secs(5);
+const LAST_LINES: usize = 20;
+
+/// In the emulated host.
+const EMULATED_LISTEN: &str = "10.0.2.15";
+const EMULATED_ROOTFS: &str = "/dev/guest-rootfs";
+const EMULATED_STATE: &str = "/var/lib/podflare/state";
+
+/// What a host is started with.
+pub(crate) struct Plan<'a> {
+    pub(crate) args: &'a Up,
+    pub(crate) places: &'a Places,
+    pub(crate) cache: &'a Cache,
+    pub(crate) image: &'a GuestImage,
+}
+
+pub(crate) fn check_programs(places: &Places) -> anyhow::Result<()> {
+    for name in PROGRAMS {
+        let path = places.program(name);
+        if !path.is_file() {
+            bail!("{} is missing; `cargo build --release` makes it, or set PODFLARE_BIN_DIR", path.display());
+        }
+    }
+    Ok(())
+}
+
+/// The digest of all that a host runs.
+pub(crate) fn contents(places: &Places, image: &GuestImage) -> anyhow::Result<String> {
+    let key = KeyBuilder::new().bytes("image", image.directory.as_os_str().as_encoded_bytes());
+    let key = PROGRAMS.iter().try_fold(key, |key, name| key.file(name, &places.program(name)))?;
+    Ok(key.finish().as_str().to_owned())
+}
+
+pub(crate) fn start(kind: HostKind, plan: &Plan<'_>, progress: Progress<'_>) -> anyhow::Result<Child> {
+    check_address(plan.args.listen)?;
+    let programs = copy_programs(plan.places)?;
+    match kind {
+        HostKind::Native => plan.start_native(&programs),
+        HostKind::Emulated => plan.start_emulated(&programs, progress),
+    }
+}
+
+/// Asks hostd to end its sandboxes and itself, and ends it if it does not.
+pub(crate) fn stop(record: &Record, places: &Places) -> anyhow::Result<()> {
+    match record.kind {
+        HostKind::Emulated => service::stop(record.process, &run_directory(places), STOP_PATIENCE)?,
+        HostKind::Native => {
+            record.process.signal(Signal::TERM)?;
+            if !record.process.wait_until_gone(STOP_PATIENCE)? {
+                record.process.signal(Signal::KILL)?;
+                record.process.wait_until_gone(KILL_PATIENCE)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The end of the logs, for an error.
+pub(crate) fn last_words(kind: HostKind, places: &Places) -> String {
+    let directory = run_directory(places);
+    let mut words = vec![format!("Its last words (more in {}):", directory.display())];
+    if kind == HostKind::Emulated {
+        words.push(service::last_words(&directory));
+    }
+    for name in [STDOUT_LOG, STDERR_LOG] {
+        let log = fs::read(directory.join(name)).unwrap_or_default();
+        let log = String::from_utf8_lossy(&log).into_owned();
+        let lines: Vec<&str> = log.lines().collect();
+        words.extend(lines[lines.len().saturating_sub(LAST_LINES)..].iter().map(|line| format!("  {line}")));
+    }
+    words.join("\n")
+}
+
+/// A host keeps its programs when they are built anew, since it starts them again and again.
+fn copy_programs(places: &Places) -> anyhow::Result<PathBuf> {
+    let directory = places.home.join("programs");
+    fs::create_dir_all(&directory).with_context(|| format!("Cannot make {}", directory.display()))?;
+    for name in PROGRAMS {
+        let (from, to) = (places.program(name), directory.join(name));
+        // A new file: the old one may still be running.
+        let part = directory.join(format!("{name}.part"));
+        let copied = fs::copy(&from, &part).and_then(|_| fs::rename(&part, &to));
+        copied.with_context(|| format!("Cannot copy {} to {}", from.display(), to.display()))?;
+    }
+    Ok(directory)
+}
+
+impl Plan<'_> {
+    fn start_native(&self, programs: &Path) -> anyhow::Result<Child> {
+        let directory = run_directory(self.places);
+        fs::create_dir_all(&directory).with_context(|| format!("Cannot make {}", directory.display()))?;
+        let log = |name: &str| {
+            let path = directory.join(name);
+            File::create(&path).with_context(|| format!("Cannot make {}", path.display()))
+        };
+        let state = self.places.home.join("state");
+        Command::new(programs.join("podflare-hostd"))
+            .args(self.arguments(&self.args.listen.to_string(), &self.image.rootfs(), &state, programs))
+            .envs(self.environment())
+            .stdin(Stdio::null())
+            .stdout(log(STDOUT_LOG)?)
+            .stderr(log(STDERR_LOG)?)
+            // So that a Ctrl-C for this command is not for the host.
+            .process_group(0)
+            .spawn()
+            .context("Cannot start podflare-hostd")
+    }
+
+    fn start_emulated(&self, programs: &Path, progress: Progress<'_>) -> anyhow::Result<Child> {
+        let host_image = HostImage::build(self.cache, &HostDefinition::built_in(), progress)?;
+        let listen = format!("{EMULATED_LISTEN}:{FORWARDED_PORT}");
+        let job = Job {
+            program: programs.join("podflare-hostd"),
+            arguments: self.arguments(
+                &listen,
+                Path::new(EMULATED_ROOTFS),
+                Path::new(EMULATED_STATE),
+                programs,
+            ),
+            environment: self.environment(),
+            directory: None,
+        };
+        let service = Service {
+            image: &host_image,
+            job: &job,
+            shares: &[Share::read_only(programs), Share::read_only(&self.image.directory)],
+            guest_rootfs: &self.image.rootfs(),
+            holder: &[programs.join("podflare-vmm").into(), "hold".into()],
+            state_disk: &self.places.home.join("state.ext4"),
+            run_directory: &run_directory(self.places),
+            listen: self.args.listen,
+        };
+        Ok(service.start()?)
+    }
+
+    fn arguments(&self, listen: &str, rootfs: &Path, state: &Path, programs: &Path) -> Vec<OsString> {
+        vec![
+            "--listen".into(),
+            listen.into(),
+            "--image-dir".into(),
+            self.image.directory.clone().into(),
+            "--rootfs".into(),
+            rootfs.into(),
+            "--state-dir".into(),
+            state.into(),
+            "--vmm".into(),
+            programs.join("podflare-vmm").into(),
+        ]
+    }
+
+    /// hostd's further settings are its own: it finds them as they are here, also in the emulated host.
+    fn environment(&self) -> Vec<(String, OsString)> {
+        let mut environment = environment_beginning_with(&["PODFLARE_", "RUST_LOG"]);
+        environment.push(match &self.args.api_keys {
+            Some(keys) => ("PODFLARE_API_KEYS".to_owned(), keys.into()),
+            None => ("PODFLARE_AUTH_DISABLED".to_owned(), "1".into()),
+        });
+        // Its log is a file.
+        environment.push(("NO_COLOR".to_owned(), "1".into()));
+        if let Some(pool_size) = self.args.pool_size {
+            environment.push(("PODFLARE_POOL_SIZE".to_owned(), pool_size.to_string().into()));
+        }
+        environment
+    }
+}

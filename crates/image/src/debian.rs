@@ -1,0 +1,62 @@
+//! Calls mmdebstrap, which knows the releases, their mirrors and their keys.
+
+use crate::definition::GuestDefinition;
+use crate::error::BuildError;
+use crate::tool;
+use std::path::Path;
+use std::process::Command;
+
+/// Unpacks packages and all that they need into a tar file, without installing anything.
+pub(crate) fn unpack_packages(
+    release: &str,
+    mirrors: &[String],
+    packages: &[String],
+    tar: &Path,
+) -> Result<(), BuildError> {
+    let mut mmdebstrap = mmdebstrap()?;
+    mmdebstrap.arg("--variant=extract").arg(format!("--include={}", packages.join(",")));
+    mmdebstrap.arg(release).arg(tar).args(mirrors);
+    tool::output(&mut mmdebstrap)?;
+    Ok(())
+}
+
+/// Installs the system that the definition describes, with the kernel's modules, into a tar file.
+pub(crate) fn install_system(
+    definition: &GuestDefinition,
+    modules: &Path,
+    tar: &Path,
+) -> Result<(), BuildError> {
+    let mut mmdebstrap = mmdebstrap()?;
+    mmdebstrap.arg("--variant=minbase").arg(format!("--include={}", definition.packages.join(",")));
+    mmdebstrap.args(&definition.options);
+    // The kernel makes the device nodes when the guest boots.
+    mmdebstrap.arg("--skip=output/dev");
+    let copy_modules = format!("copy-in {} /usr/lib", shell_word(&modules.to_string_lossy()));
+    // They come with the owner that they have here.
+    let own_modules = r#"chown -R 0:0 "$1/usr/lib/modules""#;
+    for hook in [&copy_modules, own_modules, &definition.customize] {
+        if !hook.is_empty() {
+            mmdebstrap.arg(format!("--customize-hook={hook}"));
+        }
+    }
+    mmdebstrap.arg(&definition.release).arg(tar).args(&definition.mirrors);
+    tool::output(&mut mmdebstrap)?;
+    Ok(())
+}
+
+/// The installed packages, in the words of dpkg.
+pub(crate) fn package_status(tar: &Path) -> Result<Vec<u8>, BuildError> {
+    let mut unpack = tool::command("tar")?;
+    unpack.arg("--extract").arg("--to-stdout").arg("--file").arg(tar).arg("./var/lib/dpkg/status");
+    Ok(tool::output(&mut unpack)?)
+}
+
+fn mmdebstrap() -> Result<Command, BuildError> {
+    let mut command = tool::command("mmdebstrap")?;
+    command.arg("--format=tar").env("PATH", tool::search_path());
+    Ok(command)
+}
+
+fn shell_word(text: &str) -> String {
+    format!("'{}'", text.replace('\'', r"'\''"))
+}

@@ -1,0 +1,171 @@
+//! The recipe of a microVM's image: kernel, initramfs with the agent, root disk.
+//!
+//! Three parts with keys of their own, so that a new agent costs an initramfs and not a root disk.
+
+use crate::Progress;
+use crate::cache::{Cache, Key, KeyBuilder, digest_file};
+use crate::cpio::Archive;
+use crate::definition::GuestDefinition;
+use crate::error::BuildError;
+use crate::kernel::{self, Kernel};
+use crate::manifest::{Manifest, package_versions};
+use crate::modules::plain_file_name;
+use crate::{debian, disk, tool};
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+/// A finished image. The directory never changes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GuestImage {
+    pub directory: PathBuf,
+}
+
+impl GuestImage {
+    /// Builds what is not in the cache yet; `agent` becomes process 1 of the initramfs.
+    pub fn build(
+        cache: &Cache,
+        definition: &GuestDefinition,
+        agent: &Path,
+        progress: Progress<'_>,
+    ) -> Result<GuestImage, BuildError> {
+        let (release, mirrors) = (&definition.release, &definition.mirrors);
+        let kernel = Kernel::build(cache, release, mirrors, &definition.kernel, progress)?;
+        let root = build_root(cache, definition, &kernel, progress)?;
+        let key = image_key(definition, agent)?;
+        let directory = cache.part("guest", &key, |part| {
+            progress("packing the guest's initramfs");
+            let initramfs = part.join("initramfs.cpio");
+            write_initramfs(&kernel, definition, agent, &initramfs)?;
+            // Hard links: the parts may be pruned while the image lives on.
+            for (from, name) in [(kernel.vmlinux(), "vmlinux"), (root.join("rootfs.ext4"), "rootfs.ext4")] {
+                fs::hard_link(&from, part.join(name)).map_err(BuildError::file("link", &from))?;
+            }
+            manifest(definition, &kernel, &root, part)?.write(&part.join("manifest.json"))
+        })?;
+        Ok(GuestImage { directory })
+    }
+
+    /// Whether [`GuestImage::build`] would have nothing to do.
+    pub fn is_built(cache: &Cache, definition: &GuestDefinition, agent: &Path) -> Result<bool, BuildError> {
+        Ok(cache.has("guest", &image_key(definition, agent)?))
+    }
+
+    pub fn vmlinux(&self) -> PathBuf {
+        self.directory.join("vmlinux")
+    }
+
+    pub fn initramfs(&self) -> PathBuf {
+        self.directory.join("initramfs.cpio")
+    }
+
+    pub fn rootfs(&self) -> PathBuf {
+        self.directory.join("rootfs.ext4")
+    }
+}
+
+fn root_key(definition: &GuestDefinition) -> Key {
+    let kernel = kernel::key(&definition.release, &definition.mirrors, &definition.kernel);
+    KeyBuilder::new()
+        .bytes("kernel", kernel.as_str().as_bytes())
+        .list("packages", &definition.packages)
+        .list("options", &definition.options)
+        .bytes("customize", definition.customize.as_bytes())
+        .bytes("disk_gib", &definition.disk_gib.to_le_bytes())
+        .finish()
+}
+
+fn image_key(definition: &GuestDefinition, agent: &Path) -> Result<Key, BuildError> {
+    let key = KeyBuilder::new()
+        .bytes("root", root_key(definition).as_str().as_bytes())
+        .list("modules", &definition.kernel.modules)
+        .file("agent", agent)?;
+    Ok(key.finish())
+}
+
+fn build_root(
+    cache: &Cache,
+    definition: &GuestDefinition,
+    kernel: &Kernel,
+    progress: Progress<'_>,
+) -> Result<PathBuf, BuildError> {
+    cache.part("rootfs", &root_key(definition), |part| {
+        progress(&format!("installing the guest's {} system", definition.release));
+        let tar = part.join("root.tar");
+        debian::install_system(definition, &kernel.modules_directory(), &tar)?;
+        let packages = part.join("packages");
+        fs::write(&packages, debian::package_status(&tar)?).map_err(BuildError::file("write", &packages))?;
+        progress("making the guest's root disk");
+        let disk = part.join("rootfs.ext4");
+        disk::ext4_from_tar(&tar, &disk, definition.disk_gib)?;
+        let digest = part.join("rootfs.ext4.sha256");
+        fs::write(&digest, digest_file(&disk)?).map_err(BuildError::file("write", &digest))?;
+        fs::remove_file(&tar).map_err(BuildError::file("remove", &tar))
+    })
+}
+
+fn write_initramfs(
+    kernel: &Kernel,
+    definition: &GuestDefinition,
+    agent: &Path,
+    path: &Path,
+) -> Result<(), BuildError> {
+    let mut archive = Archive::default();
+    // Every sandbox keeps it in memory, and none needs its symbols.
+    let stripped = path.with_extension("agent");
+    tool::output(tool::command("strip")?.arg("-o").arg(&stripped).arg(agent))?;
+    archive.file("init", 0o755, fs::read(&stripped).map_err(BuildError::file("read", &stripped))?);
+    fs::remove_file(&stripped).map_err(BuildError::file("remove", &stripped))?;
+    add_modules(&mut archive, kernel, &definition.kernel.modules)?;
+    write_archive(&archive, path)
+}
+
+/// `/modules/order` lists the files in `/modules`, one a line, in the order of loading.
+pub(crate) fn add_modules(
+    archive: &mut Archive,
+    kernel: &Kernel,
+    wanted: &[String],
+) -> Result<(), BuildError> {
+    let modules = kernel.modules()?;
+    let mut order = String::new();
+    for file in modules.load_order(wanted)? {
+        let name = plain_file_name(file);
+        archive.file(&format!("modules/{name}"), 0o644, modules.contents(file)?);
+        order.push_str(&name);
+        order.push('\n');
+    }
+    archive.file("modules/order", 0o644, order.into_bytes());
+    Ok(())
+}
+
+pub(crate) fn write_archive(archive: &Archive, path: &Path) -> Result<(), BuildError> {
+    let write = || {
+        let mut out = BufWriter::new(File::create(path)?);
+        archive.write(&mut out)?;
+        out.flush()
+    };
+    write().map_err(BuildError::file("write", path))
+}
+
+fn manifest(
+    definition: &GuestDefinition,
+    kernel: &Kernel,
+    root: &Path,
+    part: &Path,
+) -> Result<Manifest, BuildError> {
+    let text = |name: &str| {
+        let path = root.join(name);
+        fs::read_to_string(&path).map_err(BuildError::file("read", &path))
+    };
+    let mut digests = BTreeMap::from([("rootfs.ext4".to_owned(), text("rootfs.ext4.sha256")?)]);
+    for name in ["vmlinux", "initramfs.cpio"] {
+        digests.insert(name.to_owned(), digest_file(&part.join(name))?);
+    }
+    Ok(Manifest {
+        distribution_release: definition.release.clone(),
+        kernel_release: kernel.release.clone(),
+        packages: package_versions(&text("packages")?),
+        digests,
+    })
+}

@@ -1,0 +1,122 @@
+//! The distribution's programs that the builds call, and how to get one that is missing.
+
+use std::env;
+use std::ffi::OsStr;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// A program and the Debian package that has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tool {
+    pub program: &'static str,
+    pub package: &'static str,
+}
+
+/// What everyone needs who builds images.
+const TOOLS: &[Tool] = &[
+    Tool { program: "mmdebstrap", package: "mmdebstrap" },
+    Tool { program: "mke2fs", package: "e2fsprogs" },
+    Tool { program: "depmod", package: "kmod" },
+    Tool { program: "tar", package: "tar" },
+    Tool { program: "gzip", package: "gzip" },
+    Tool { program: "strip", package: "binutils" },
+    Tool { program: "lz4", package: "lz4" },
+    Tool { program: "xz", package: "xz-utils" },
+    Tool { program: "zstd", package: "zstd" },
+];
+
+/// What an ordinary user needs besides, to set the owners of files.
+const FOR_ORDINARY_USERS: &[Tool] =
+    &[Tool { program: "newuidmap", package: "uidmap" }, Tool { program: "unshare", package: "util-linux" }];
+
+/// The tools that building images needs and this machine lacks.
+pub fn missing() -> Vec<Tool> {
+    let more = if rustix::process::geteuid().is_root() { &[] } else { FOR_ORDINARY_USERS };
+    TOOLS.iter().chain(more).filter(|tool| find(tool.program).is_none()).copied().collect()
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ToolError {
+    #[error("The program {program} is missing; install it (Debian and Ubuntu: apt-get install {package})")]
+    Missing { program: String, package: &'static str },
+    #[error("Cannot run {program}")]
+    Spawn { program: String, source: io::Error },
+    #[error("{program} failed ({status}): {complaint}")]
+    Failed { program: String, status: String, complaint: String },
+}
+
+/// How much of a failed program's complaint is worth repeating.
+const COMPLAINT_LINES: usize = 12;
+
+/// Where administrators' programs are, which are not on every user's `PATH`.
+const ADMINISTRATION: [&str; 2] = ["/usr/sbin", "/sbin"];
+
+/// The path of a program, if this machine has it.
+pub fn find(program: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path)
+        .chain(ADMINISTRATION.map(PathBuf::from))
+        .map(|directory| directory.join(program))
+        .find(|candidate| candidate.is_file())
+}
+
+/// A command for one of the tools.
+pub(crate) fn command(program: &str) -> Result<Command, ToolError> {
+    let missing = || {
+        let package = TOOLS.iter().find(|tool| tool.program == program).map_or("it", |tool| tool.package);
+        ToolError::Missing { program: program.to_owned(), package }
+    };
+    let mut command = Command::new(find(program).ok_or_else(missing)?);
+    command.stdin(Stdio::null());
+    Ok(command)
+}
+
+/// Runs to the end and keeps what was written to standard output.
+pub(crate) fn output(command: &mut Command) -> Result<Vec<u8>, ToolError> {
+    let program = name(command);
+    let output = command.output().map_err(|source| ToolError::Spawn { program: program.clone(), source })?;
+    if output.status.success() {
+        return Ok(output.stdout);
+    }
+    let complaint = last_lines(&String::from_utf8_lossy(&output.stderr), COMPLAINT_LINES);
+    Err(ToolError::Failed { program, status: output.status.to_string(), complaint })
+}
+
+/// The directories in which a tool finds the tools that it calls itself.
+pub(crate) fn search_path() -> std::ffi::OsString {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let directories = env::split_paths(&path).chain(ADMINISTRATION.map(PathBuf::from));
+    env::join_paths(directories).unwrap_or(path)
+}
+
+fn name(command: &Command) -> String {
+    let path = Path::new(command.get_program());
+    path.file_name().unwrap_or(OsStr::new("?")).to_string_lossy().into_owned()
+}
+
+fn last_lines(text: &str, count: usize) -> String {
+    let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+    lines[lines.len().saturating_sub(count)..].join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_program_is_named_with_its_package() {
+        assert_eq!(find("no-such-program"), None);
+        let text = command("no-such-program").unwrap_err().to_string();
+        assert!(text.contains("no-such-program is missing"), "{text}");
+    }
+
+    #[test]
+    fn a_failure_repeats_the_end_of_the_complaint() {
+        let mut command = Command::new("sh");
+        command.args(["-c", "for n in 1 2 3 4 5 6 7 8 9 10 11 12 13 14; do echo line $n >&2; done; exit 3"]);
+        let text = output(&mut command).unwrap_err().to_string();
+        assert!(text.contains("exit status: 3") && text.ends_with("line 14"), "{text}");
+        assert!(!text.contains("line 2\n"), "{text}");
+    }
+}
