@@ -1,1 +1,21 @@
+//! The daemon of one host: the HTTP API on one side, machines on the other.
+//!
+//! Policy is pure (`sandbox/state.rs`, `pool/policy.rs`); one task owns each sandbox; machines are behind
+//! the [`vmm::Vmm`] trait, so all of it but `vmm/process` runs and is tested without KVM. Nothing is kept
+//! on disk: what belongs to a daemon that was killed ends by itself.
 
+pub mod config;
+
+pub mod app;
+pub mod http;
+pub mod pool;
+pub mod sandbox;
+pub mod template;
+pub mod vmm;
+
+mod chain;
+mod phases;
+#[expect(unsafe_code, reason = "the runtime trusts its caller with the life of a registered descriptor")]
+mod readiness;
+
+pub use app::run;

@@ -1,1 +1,86 @@
-fn main() {}
+//! `podflare-hostd`: settings, log, address, machines; then serve until told to stop.
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use podflare_hostd::config::{Arguments, Authentication, LogFormat, Machines, Settings};
+use podflare_hostd::vmm::Vmm;
+use podflare_hostd::vmm::fake::FakeVmm;
+use podflare_hostd::vmm::process::ProcessVmm;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use std::io::IsTerminal;
+use std::process::ExitCode;
+use std::sync::Arc;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match serve().await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            #[expect(clippy::print_stderr, reason = "the last words, also where no log was started")]
+            {
+                eprintln!("podflare-hostd: {error:#}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn serve() -> Result<()> {
+    let settings = Arguments::parse().resolve()?;
+    start_log(&settings)?;
+    raise_descriptor_limit();
+    let vmm = machines(&settings)?;
+    let mut terminate = signal(SignalKind::terminate()).context("Could not listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("Could not listen for SIGINT")?;
+    let listener = TcpListener::bind(settings.listen)
+        .await
+        .with_context(|| format!("Could not listen on {}", settings.listen))?;
+    if settings.authentication == Authentication::Off {
+        tracing::warn!(listen = %settings.listen, "Serving without keys: whoever reaches the address is let in");
+    }
+    let shutdown = async {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("Shutting down");
+    };
+    tracing::info!(listen = %settings.listen, "Serving");
+    podflare_hostd::run(listener, settings, vmm, shutdown).await?;
+    Ok(())
+}
+
+fn start_log(settings: &Settings) -> Result<()> {
+    let filter = EnvFilter::try_new(&settings.log).context("RUST_LOG cannot be understood")?;
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
+    match settings.log_format {
+        LogFormat::Text => log.init(),
+        LogFormat::Json => log.json().init(),
+    }
+    Ok(())
+}
+
+fn machines(settings: &Settings) -> Result<Arc<dyn Vmm>> {
+    let Machines::Processes { program } = &settings.machines else {
+        tracing::warn!("The machines are pretend ones");
+        return Ok(Arc::new(FakeVmm::default()));
+    };
+    let dir = &settings.state_dir;
+    std::fs::create_dir_all(dir).with_context(|| format!("Could not make {}", dir.display()))?;
+    Ok(Arc::new(ProcessVmm::new(program.clone(), dir)))
+}
+
+/// Each sandbox takes a few descriptors, and each of its clients one.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(errno) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%errno, "Could not raise the limit of open files");
+    }
+}

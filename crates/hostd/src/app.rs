@@ -1,0 +1,235 @@
+//! Every long-lived part of the daemon, wired in one place, and its life from start to shutdown.
+
+use crate::chain::chain;
+use crate::config::Settings;
+use crate::http;
+use crate::pool::{self, Pool};
+use crate::sandbox::copies::{self, CopyError, CopyTimes, OwnCopy};
+use crate::sandbox::registry::Registry;
+use crate::sandbox::state::EndCause;
+use crate::sandbox::{Identity, Lineage, Sandbox};
+use crate::template::{self, Availability, BootError, Template};
+use crate::vmm::Vmm;
+use axum::serve::ListenerExt;
+use std::borrow::Cow;
+use std::future::IntoFuture;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, oneshot, watch};
+use tokio::time::{Instant, sleep, timeout};
+
+/// Machines that are ended at once. Ending one costs CPU time that running ones would miss.
+const ENDINGS_AT_ONCE: usize = 4;
+
+/// How long shutdown waits for machines, and then for clients to take their last events. Machines that
+/// are left end when hostd's side of their channels does.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// The pause before a template that was lost is booted again after a failure.
+const REBOOT_PAUSE: Duration = Duration::from_secs(5);
+
+#[derive(Debug)]
+pub struct App {
+    pub settings: Settings,
+    pub registry: Registry,
+    pub pool: Pool,
+    vmm: Arc<dyn Vmm>,
+    /// One permit for each sandbox that may exist beside the pool's.
+    slots: Arc<Semaphore>,
+    template: watch::Sender<Availability>,
+    endings: Semaphore,
+    /// Sandboxes whose machines have not been ended, the pool's included.
+    living: watch::Sender<usize>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    #[error("Could not boot the template")]
+    Boot(#[from] BootError),
+    #[error("Could not serve HTTP")]
+    Serve(#[source] std::io::Error),
+}
+
+/// Why a host takes no more sandboxes.
+#[derive(Debug, thiserror::Error)]
+pub enum NoSlot {
+    #[error("This host has no room for that: its limit is {max} sandboxes; end some or try later")]
+    Full { max: u32 },
+    #[error("The host is shutting down")]
+    ShuttingDown,
+}
+
+/// Serves until `shutdown` resolves.
+pub async fn run(
+    listener: TcpListener,
+    settings: Settings,
+    vmm: Arc<dyn Vmm>,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), RunError> {
+    let app = App::new(settings, vmm);
+    let (stop, stopped) = oneshot::channel::<()>();
+    let listener = listener.tap_io(|stream| {
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::warn!(%error, "Could not set TCP_NODELAY");
+        }
+    });
+    let server = axum::serve(listener, http::router(app.clone())).with_graceful_shutdown(async {
+        // An error means that the sender is gone, which is a reason to stop, too.
+        stopped.await.ok();
+    });
+    let mut server = tokio::spawn(server.into_future());
+    let kept = app.clone();
+    let mut keeper = tokio::spawn(async move { kept.keep().await });
+    let result = tokio::select! {
+        () = shutdown => Ok(()),
+        kept = &mut keeper => {
+            #[expect(clippy::expect_used, reason = "a panic in the keeper must not leave a host that makes nothing")]
+            let error = kept.expect("the keeper does not panic");
+            Err(RunError::Boot(error))
+        }
+        served = &mut server => {
+            app.close().await;
+            return served.unwrap_or_else(|error| Err(error.into())).map_err(RunError::Serve);
+        }
+    };
+    drop(stop);
+    keeper.abort();
+    app.close().await;
+    if timeout(SHUTDOWN_TIMEOUT, server).await.is_err() {
+        tracing::warn!("Clients that had not taken their last answers were cut off");
+    }
+    result
+}
+
+impl App {
+    pub fn new(settings: Settings, vmm: Arc<dyn Vmm>) -> Arc<App> {
+        Arc::new(App {
+            registry: Registry::default(),
+            pool: Pool::new(settings.pool_size as usize),
+            slots: Arc::new(Semaphore::new(settings.sandboxes_max as usize)),
+            vmm,
+            template: watch::Sender::new(Availability::Not(Cow::Borrowed("starting: the template boots"))),
+            endings: Semaphore::new(ENDINGS_AT_ONCE),
+            living: watch::Sender::new(0),
+            settings,
+        })
+    }
+
+    /// Keeps the template available and the pool filled. Returns if the template does not boot at first.
+    pub async fn keep(self: &Arc<App>) -> BootError {
+        tokio::select! {
+            error = keep_template(self) => error,
+            never = pool::keep_filled(self) => match never {},
+        }
+    }
+
+    pub fn template(&self) -> Availability {
+        self.template.borrow().clone()
+    }
+
+    pub fn watch_template(&self) -> watch::Receiver<Availability> {
+        self.template.subscribe()
+    }
+
+    /// Room for so many sandboxes, kept by holding it.
+    pub fn acquire_slots(&self, count: u32) -> Result<OwnedSemaphorePermit, NoSlot> {
+        self.slots.clone().try_acquire_many_owned(count).map_err(|error| match error {
+            TryAcquireError::Closed => NoSlot::ShuttingDown,
+            TryAcquireError::NoPermits => NoSlot::Full { max: self.settings.sandboxes_max },
+        })
+    }
+
+    /// A new sandbox without a lease.
+    pub async fn copy_template(
+        self: &Arc<App>,
+        template: &Template,
+    ) -> Result<(Sandbox, CopyTimes), CopyError> {
+        let (mut copies, times) = copies::copy(&*template.machine, 1).await?;
+        let copy = copies.pop().ok_or(CopyError::Timeout)?;
+        let lineage = Lineage { shape: template.shape.clone(), parent: None, generation: 1 };
+        Ok((self.launch(copy, lineage), times))
+    }
+
+    /// Makes a copy a sandbox and sees it to its end.
+    pub fn launch(self: &Arc<App>, copy: OwnCopy, lineage: Lineage) -> Sandbox {
+        let identity = Identity {
+            id: copy.id,
+            parent: lineage.parent.clone(),
+            created_at_ms: 0,
+            terms: self.settings.terms.default,
+            started: Instant::now().into_std(),
+        };
+        let (sandbox, task) = Sandbox::new(copy.machine, copy.agent, identity, lineage);
+        let (app, handle) = (self.clone(), sandbox.clone());
+        app.living.send_modify(|living| *living += 1);
+        tokio::spawn(async move {
+            let cause = task.run().await;
+            app.registry.retire(&handle, &cause);
+            app.pool.forget(&handle);
+            app.end_machine(&handle, &cause).await;
+            app.living.send_modify(|living| *living -= 1);
+        });
+        sandbox
+    }
+
+    async fn end_machine(&self, sandbox: &Sandbox, cause: &EndCause) {
+        let id = sandbox.identity().id.clone();
+        match cause {
+            EndCause::MachineEnded(_) | EndCause::AgentLost(_) => {
+                tracing::warn!(%id, %cause, "A sandbox ended");
+            }
+            _ => tracing::debug!(%id, %cause, "A sandbox ended"),
+        }
+        // The semaphore is never closed.
+        let _turn = self.endings.acquire().await.ok();
+        sandbox.machine().end().await;
+    }
+
+    async fn close(&self) {
+        let template = self.template.send_replace(Availability::Not(Cow::Borrowed("shutting down")));
+        self.slots.close();
+        for sandbox in self.registry.all().into_iter().chain(self.pool.drain()) {
+            sandbox.end(EndCause::Shutdown);
+        }
+        let mut living = self.living.subscribe();
+        let all_ended = async {
+            if let Availability::Ready(template) = template {
+                template.machine.end().await;
+            }
+            // The sender is this app's own.
+            living.wait_for(|living| *living == 0).await.ok();
+        };
+        if timeout(SHUTDOWN_TIMEOUT, all_ended).await.is_err() {
+            tracing::warn!("Some machines had not ended when the host shut down");
+        }
+    }
+}
+
+/// Boots the template and, if it is ever lost, boots it again. Returns if the first boot fails.
+async fn keep_template(app: &Arc<App>) -> BootError {
+    let mut template = match boot(app).await {
+        Ok(template) => template,
+        Err(error) => return error,
+    };
+    loop {
+        let ending = template.machine.ended().await;
+        tracing::error!(%ending, "The template's machine ended; it is booted again");
+        app.template.send_replace(Availability::Not(Cow::Borrowed("starting: the template boots again")));
+        template = loop {
+            match boot(app).await {
+                Ok(template) => break template,
+                Err(error) => tracing::error!(error = %chain(&error), "Could not boot the template again"),
+            }
+            sleep(REBOOT_PAUSE).await;
+        };
+    }
+}
+
+async fn boot(app: &Arc<App>) -> Result<Arc<Template>, BootError> {
+    let begun = Instant::now();
+    let template = Arc::new(template::boot(&*app.vmm, &app.settings).await?);
+    app.template.send_replace(Availability::Ready(template.clone()));
+    tracing::info!(took_ms = begun.elapsed().as_millis(), "The template is ready");
+    Ok(template)
+}

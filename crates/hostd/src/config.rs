@@ -1,0 +1,271 @@
+//! Settings: from arguments and the environment, once; nothing else reads either.
+
+use crate::sandbox::state::{Terms, TermsOffered};
+use clap::builder::{FalseyValueParser, RangedU64ValueParser};
+use clap::{ArgAction, Parser, ValueEnum};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// The longest time that can be set, in seconds: ten years.
+const SECONDS_MAX: u64 = 10 * 365 * 24 * 3600;
+
+const VMM_PROGRAM: &str = "podflare-vmm";
+
+fn seconds() -> RangedU64ValueParser<u64> {
+    RangedU64ValueParser::new().range(1..=SECONDS_MAX)
+}
+
+/// Serves sandboxes on this host.
+#[derive(Debug, Parser)]
+#[command(name = "podflare-hostd", version)]
+pub struct Arguments {
+    /// Address to serve HTTP on
+    #[arg(long, env = "PODFLARE_HOSTD_ADDR", default_value = "127.0.0.1:7070")]
+    listen: SocketAddr,
+
+    /// Folder with the template's vmlinux, initramfs.cpio and rootfs.ext4
+    #[arg(long, env = "PODFLARE_IMAGE_DIR", default_value = "/var/lib/podflare/image")]
+    image_dir: PathBuf,
+
+    /// The template's root disk, if not the one in the image folder: a file or a block device
+    #[arg(long, env = "PODFLARE_ROOTFS")]
+    rootfs: Option<PathBuf>,
+
+    /// Folder for the disk layers of running sandboxes
+    #[arg(long, env = "PODFLARE_STATE_DIR", default_value = "/var/lib/podflare/state")]
+    state_dir: PathBuf,
+
+    /// The podflare-vmm program [default: the one beside this program]
+    #[arg(long, env = "PODFLARE_VMM")]
+    vmm: Option<PathBuf>,
+
+    /// Sandboxes kept ready
+    #[arg(long, env = "PODFLARE_POOL_SIZE", default_value_t = 4, value_parser = clap::value_parser!(u32).range(..=1024))]
+    pool_size: u32,
+
+    /// The most sandboxes at once, beside those kept ready
+    #[arg(long, env = "PODFLARE_SANDBOXES_MAX", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    sandboxes_max: u32,
+
+    /// API keys, separated by commas
+    #[arg(long, env = "PODFLARE_API_KEYS", hide_env_values = true, value_delimiter = ',')]
+    api_keys: Vec<String>,
+
+    /// Serve anyone who reaches the address
+    #[arg(long, env = "PODFLARE_AUTH_DISABLED", action = ArgAction::SetTrue, value_parser = FalseyValueParser::new())]
+    auth_disabled: bool,
+
+    /// Seconds that the template may take to boot
+    #[arg(long, env = "PODFLARE_BOOT_TIMEOUT", default_value_t = 120, value_parser = seconds())]
+    boot_timeout: u64,
+
+    /// Back guests' memory with transparent huge pages
+    #[arg(long, env = "PODFLARE_HUGE_PAGES", action = ArgAction::SetTrue, value_parser = FalseyValueParser::new())]
+    huge_pages: bool,
+
+    /// Seconds without an execution after which a sandbox ends
+    #[arg(long, env = "PODFLARE_IDLE_TIMEOUT", default_value_t = 300, value_parser = seconds())]
+    idle_timeout: u64,
+
+    /// The longest idle timeout that a sandbox may ask for, in seconds
+    #[arg(long, env = "PODFLARE_IDLE_TIMEOUT_MAX", default_value_t = 86_400, value_parser = seconds())]
+    idle_timeout_max: u64,
+
+    /// Seconds after which a sandbox ends in any case
+    #[arg(long, env = "PODFLARE_TIMEOUT", default_value_t = 1800, value_parser = seconds())]
+    timeout: u64,
+
+    /// The longest life that a sandbox may ask for, in seconds
+    #[arg(long, env = "PODFLARE_TIMEOUT_MAX", default_value_t = 604_800, value_parser = seconds())]
+    timeout_max: u64,
+
+    /// Seconds of silence after which an execution's stream gets a blank line
+    #[arg(long, env = "PODFLARE_HEARTBEAT", default_value_t = 10, value_parser = seconds())]
+    heartbeat: u64,
+
+    /// Form of the log
+    #[arg(long, env = "PODFLARE_LOG_FORMAT", default_value = "text")]
+    log_format: LogFormat,
+
+    /// What to log, as for tracing's EnvFilter
+    #[arg(long, env = "RUST_LOG", default_value = "info")]
+    log: String,
+
+    /// Serve pretend machines in memory, which run a toy language: for tests of clients without KVM
+    #[arg(long, env = "PODFLARE_FAKE_VMM", action = ArgAction::SetTrue, value_parser = FalseyValueParser::new())]
+    fake_vmm: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+/// Settings, resolved.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    pub listen: SocketAddr,
+    pub authentication: Authentication,
+    pub image: Image,
+    pub state_dir: PathBuf,
+    pub machines: Machines,
+    pub pool_size: u32,
+    pub sandboxes_max: u32,
+    pub boot_timeout: Duration,
+    pub huge_pages: bool,
+    pub terms: TermsOffered,
+    pub heartbeat: Duration,
+    pub log_format: LogFormat,
+    pub log: String,
+}
+
+/// What the template boots from.
+#[derive(Debug, Clone)]
+pub struct Image {
+    pub kernel: PathBuf,
+    pub initramfs: PathBuf,
+    pub rootfs: PathBuf,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Machines {
+    /// Processes of this program.
+    Processes {
+        program: PathBuf,
+    },
+    Fake,
+}
+
+#[derive(Clone, PartialEq, Eq)]
+pub enum Authentication {
+    Keys(Vec<String>),
+    Off,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum SettingsError {
+    #[error(
+        "{listen} can be reached from other machines, but there are no keys: set PODFLARE_API_KEYS, listen \
+         on 127.0.0.1, or set PODFLARE_AUTH_DISABLED=1 to serve anyone"
+    )]
+    OpenToAll { listen: SocketAddr },
+    #[error("Could not find the podflare-vmm program beside this one; set PODFLARE_VMM")]
+    FindProgram(#[source] std::io::Error),
+}
+
+impl Arguments {
+    pub fn resolve(self) -> Result<Settings, SettingsError> {
+        let machines = if self.fake_vmm {
+            Machines::Fake
+        } else {
+            Machines::Processes { program: self.vmm.clone().map_or_else(program_beside_this, Ok)? }
+        };
+        let terms = TermsOffered {
+            default: Terms {
+                life: Duration::from_secs(self.timeout),
+                idle: Duration::from_secs(self.idle_timeout),
+            },
+            max: Terms {
+                life: Duration::from_secs(self.timeout_max.max(self.timeout)),
+                idle: Duration::from_secs(self.idle_timeout_max.max(self.idle_timeout)),
+            },
+        };
+        Ok(Settings {
+            listen: self.listen,
+            authentication: self.authentication()?,
+            image: Image::in_folder(&self.image_dir, self.rootfs),
+            state_dir: self.state_dir,
+            machines,
+            pool_size: self.pool_size,
+            sandboxes_max: self.sandboxes_max,
+            boot_timeout: Duration::from_secs(self.boot_timeout),
+            huge_pages: self.huge_pages,
+            terms,
+            heartbeat: Duration::from_secs(self.heartbeat),
+            log_format: self.log_format,
+            log: self.log,
+        })
+    }
+
+    fn authentication(&self) -> Result<Authentication, SettingsError> {
+        let keys = self.api_keys.iter().map(|key| key.trim()).filter(|key| !key.is_empty());
+        let keys: Vec<String> = keys.map(str::to_owned).collect();
+        match (keys.is_empty(), self.auth_disabled) {
+            (_, true) => Ok(Authentication::Off),
+            (false, false) => Ok(Authentication::Keys(keys)),
+            (true, false) if self.listen.ip().is_loopback() => Ok(Authentication::Off),
+            (true, false) => Err(SettingsError::OpenToAll { listen: self.listen }),
+        }
+    }
+}
+
+impl Image {
+    fn in_folder(dir: &Path, rootfs: Option<PathBuf>) -> Image {
+        Image {
+            kernel: dir.join("vmlinux"),
+            initramfs: dir.join("initramfs.cpio"),
+            rootfs: rootfs.unwrap_or_else(|| dir.join("rootfs.ext4")),
+        }
+    }
+}
+
+fn program_beside_this() -> Result<PathBuf, SettingsError> {
+    let this = std::env::current_exe().map_err(SettingsError::FindProgram)?;
+    Ok(this.with_file_name(VMM_PROGRAM))
+}
+
+/// Keys stay out of logs.
+impl std::fmt::Debug for Authentication {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Authentication::Keys(keys) => write!(f, "Keys({})", keys.len()),
+            Authentication::Off => f.write_str("Off"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn resolve(arguments: &[&str]) -> Result<Settings, SettingsError> {
+        let program = std::iter::once(&"podflare-hostd");
+        Arguments::try_parse_from(program.chain(arguments)).unwrap().resolve()
+    }
+
+    #[test]
+    fn an_address_that_others_reach_needs_keys_or_a_word() {
+        assert!(matches!(resolve(&["--listen", "0.0.0.0:7070"]), Err(SettingsError::OpenToAll { .. })));
+        assert!(matches!(
+            resolve(&["--listen", "0.0.0.0:7070", "--api-keys", " ,"]),
+            Err(SettingsError::OpenToAll { .. })
+        ));
+        let open = resolve(&["--listen", "0.0.0.0:7070", "--auth-disabled"]).unwrap();
+        assert_eq!(open.authentication, Authentication::Off);
+        let keys = resolve(&["--listen", "[::]:7070", "--api-keys", "pf_live_a, pf_live_b"]).unwrap();
+        assert_eq!(keys.authentication, Authentication::Keys(vec!["pf_live_a".into(), "pf_live_b".into()]));
+        assert_eq!(resolve(&[]).unwrap().authentication, Authentication::Off);
+    }
+
+    #[test]
+    fn the_image_folder_names_all_files_but_one_that_is_named_itself() {
+        let settings = resolve(&["--image-dir", "/image", "--rootfs", "/dev/vdb"]).unwrap();
+        assert_eq!(settings.image.kernel, Path::new("/image/vmlinux"));
+        assert_eq!(settings.image.initramfs, Path::new("/image/initramfs.cpio"));
+        assert_eq!(settings.image.rootfs, Path::new("/dev/vdb"));
+    }
+
+    #[test]
+    fn a_default_over_its_maximum_raises_the_maximum() {
+        let settings = resolve(&["--timeout", "1000000"]).unwrap();
+        assert_eq!(settings.terms.terms(None, None).life, Duration::from_secs(1_000_000));
+    }
+
+    #[test]
+    fn keys_are_not_shown() {
+        let settings = resolve(&["--api-keys", "pf_live_secret"]).unwrap();
+        assert!(!format!("{settings:?}").contains("secret"));
+    }
+}

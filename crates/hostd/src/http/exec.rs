@@ -1,0 +1,107 @@
+//! Executions as streams of events, and their history.
+
+use super::error::ApiError;
+use super::json::JsonBody;
+use crate::app::App;
+use crate::sandbox::execution::{GRANT_BATCH_LEN, Taken};
+use crate::sandbox::{ExecError, Reader};
+use axum::body::{Body, Bytes};
+use axum::extract::{Path, State};
+use axum::http::HeaderValue;
+use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use axum::response::{IntoResponse, Response};
+use futures_util::stream::{self, Stream};
+use podflare_api::exec::{ExecRequest, Language};
+use podflare_wire::guest;
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+use tokio::time::{Instant, Sleep, sleep};
+
+/// A blank line, which clients skip: it shows that the execution goes on.
+const HEARTBEAT: &[u8] = b"\n";
+
+/// The answer starts at once, before the code does: clients wait 30 s for a first byte, and the code may
+/// be queued behind other code for longer.
+pub(super) async fn exec(
+    State(app): State<Arc<App>>,
+    Path(id): Path<String>,
+    JsonBody(request): JsonBody<ExecRequest>,
+) -> Result<Response, ApiError> {
+    let language = match request.language {
+        Language::Python => guest::Language::Python,
+        Language::Bash => guest::Language::Bash,
+    };
+    let sandbox = app.registry.find(&id)?;
+    let Some(reader) = sandbox.exec(language, request.code)? else {
+        // It has ended since it was found. Its retirement may be a moment away.
+        let error = app.registry.find(&id).err().unwrap_or(crate::sandbox::registry::FindError::Unknown);
+        return Err(ExecError::Find(error).into());
+    };
+    Ok(ndjson(Body::from_stream(EventStream::new(reader, app.settings.heartbeat))))
+}
+
+pub(super) async fn replay(
+    State(app): State<Arc<App>>,
+    Path(id): Path<String>,
+) -> Result<Response, ApiError> {
+    let events = app.registry.find(&id)?.replay();
+    Ok(ndjson(Body::from_stream(stream::iter(events.into_iter().map(Ok::<_, Infallible>)))))
+}
+
+fn ndjson(body: Body) -> Response {
+    let headers = [
+        (CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson")),
+        (CACHE_CONTROL, HeaderValue::from_static("no-store, no-transform")),
+    ];
+    (headers, body).into_response()
+}
+
+/// The body of an execution's answer. It is polled as the client reads, and reports that back.
+struct EventStream {
+    reader: Reader,
+    heartbeat: Duration,
+    silence: Pin<Box<Sleep>>,
+    taken: Taken,
+}
+
+impl EventStream {
+    fn new(reader: Reader, heartbeat: Duration) -> EventStream {
+        EventStream { reader, heartbeat, silence: Box::pin(sleep(heartbeat)), taken: Taken::default() }
+    }
+
+    fn take(&mut self, output_len: u32, events_len: usize) {
+        self.taken.output_len += output_len;
+        self.taken.events_len += events_len;
+        if self.taken.output_len >= GRANT_BATCH_LEN || self.taken.events_len >= GRANT_BATCH_LEN as usize {
+            self.reader.report(std::mem::take(&mut self.taken));
+        }
+    }
+}
+
+impl Stream for EventStream {
+    type Item = Result<Bytes, Infallible>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = &mut *self;
+        let bytes = match this.reader.events.poll_recv(context) {
+            Poll::Ready(Some(chunk)) => {
+                this.take(chunk.output_len, chunk.events.len());
+                chunk.events
+            }
+            Poll::Ready(None) => {
+                this.reader.finish();
+                return Poll::Ready(None);
+            }
+            Poll::Pending => {
+                ready!(this.silence.as_mut().poll(context));
+                Bytes::from_static(HEARTBEAT)
+            }
+        };
+        let next = Instant::now() + this.heartbeat;
+        this.silence.as_mut().reset(next);
+        Poll::Ready(Some(Ok(bytes)))
+    }
+}

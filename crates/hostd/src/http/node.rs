@@ -1,0 +1,47 @@
+//! The host itself: is it ready, what has it left, what does it serve.
+
+use super::error::ApiError;
+use crate::app::App;
+use crate::template::{self, Availability};
+use axum::Json;
+use axum::extract::State;
+use axum::http::HeaderValue;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::IntoResponse;
+use podflare_api::capacity::{Capacity, TemplateCapacity};
+use podflare_api::openapi;
+use std::sync::Arc;
+
+const BASIS_POINTS: u64 = 10_000;
+
+pub(super) async fn healthz(State(app): State<Arc<App>>) -> Result<&'static str, ApiError> {
+    match app.template() {
+        Availability::Ready(_) => Ok("ok"),
+        Availability::Not(why) => Err(ApiError::unavailable(why.into_owned())),
+    }
+}
+
+pub(super) async fn capacity(State(app): State<Arc<App>>) -> Json<Capacity> {
+    let counters = app.pool.counters();
+    let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+    let creates = counters.hits + counters.misses;
+    let hit_rate_bp = (counters.hits * BASIS_POINTS).checked_div(creates).unwrap_or(0);
+    Json(Capacity {
+        sandboxes: count(app.registry.len()),
+        sandboxes_max: app.settings.sandboxes_max,
+        templates: vec![TemplateCapacity {
+            template: template::DEFAULT.to_owned(),
+            available: matches!(app.template(), Availability::Ready(_)),
+            pool_size: count(counters.levels.size),
+            pool_ready: count(counters.levels.ready),
+            pool_starting: count(counters.levels.starting),
+            pool_hits: counters.hits,
+            pool_misses: counters.misses,
+            pool_hit_rate_bp: u32::try_from(hit_rate_bp).unwrap_or(u32::MAX),
+        }],
+    })
+}
+
+pub(super) async fn openapi() -> impl IntoResponse {
+    ([(CONTENT_TYPE, HeaderValue::from_static("application/json"))], openapi::document())
+}

@@ -1,0 +1,62 @@
+//! Making, copying, merging, ending and looking at sandboxes: parse, pass on, answer.
+
+use super::error::ApiError;
+use super::json::JsonBody;
+use crate::app::App;
+use crate::phases::Phases;
+use crate::sandbox::state::EndCause;
+use crate::sandbox::{create, fork, merge};
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::{Extension, Json};
+use podflare_api::sandbox::{CreateSandbox, ForkRequest, Forked, SandboxCreated, SandboxList, SandboxView};
+use std::sync::Arc;
+
+/// An answer, and what it took.
+type Timed<T> = (Extension<Phases>, Json<T>);
+
+pub(super) async fn create(
+    State(app): State<Arc<App>>,
+    JsonBody(request): JsonBody<CreateSandbox>,
+) -> Result<Timed<SandboxCreated>, ApiError> {
+    let (created, phases) = create::create(&app, &request).await?;
+    Ok((Extension(phases), Json(created)))
+}
+
+pub(super) async fn list(State(app): State<Arc<App>>) -> Json<SandboxList> {
+    let mut sandboxes: Vec<SandboxView> = app.registry.all().iter().map(|sandbox| sandbox.view()).collect();
+    sandboxes.sort_by(|a, b| (a.created_at_ms, &a.id).cmp(&(b.created_at_ms, &b.id)));
+    Json(SandboxList { sandboxes })
+}
+
+pub(super) async fn inspect(
+    State(app): State<Arc<App>>,
+    Path(id): Path<String>,
+) -> Result<Json<SandboxView>, ApiError> {
+    Ok(Json(app.registry.find(&id)?.view()))
+}
+
+/// The same answer for a sandbox that is gone: the published SDK's `with` block would fail otherwise.
+pub(super) async fn delete(State(app): State<Arc<App>>, Path(id): Path<String>) -> StatusCode {
+    if let Some(sandbox) = app.registry.remove(&id, &EndCause::Deleted) {
+        sandbox.end(EndCause::Deleted);
+    }
+    StatusCode::NO_CONTENT
+}
+
+pub(super) async fn fork(
+    State(app): State<Arc<App>>,
+    Path(id): Path<String>,
+    JsonBody(request): JsonBody<ForkRequest>,
+) -> Result<Timed<Forked>, ApiError> {
+    let (children, phases) = fork::fork(&app, &id, request.n).await?;
+    Ok((Extension(phases), Json(Forked { children })))
+}
+
+pub(super) async fn merge_into(
+    State(app): State<Arc<App>>,
+    Path((parent, winner)): Path<(String, String)>,
+) -> Result<StatusCode, ApiError> {
+    merge::merge_into(&app, &parent, &winner)?;
+    Ok(StatusCode::NO_CONTENT)
+}

@@ -1,0 +1,139 @@
+//! Copies of a machine, each made its own before anyone gets it.
+//!
+//! The source is forked once, whatever the count: the frozen twin makes the other copies and becomes
+//! the last one itself. All commands are on their way before the first answer is waited for.
+
+use super::agent::{AgentConnection, AgentError};
+use crate::phases::Phases;
+use crate::vmm::{Fork, ForkTimes, GuestStream, Machine, Pending, ThawTimes, VmmError};
+use futures_util::future::try_join_all;
+use podflare_api::id::SandboxId;
+use podflare_wire::guest::AGENT_PORT;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How long copies may take in all. The published SDK waits 60 s for a fork.
+const COPY_TIMEOUT: Duration = Duration::from_secs(45);
+
+/// Digits of a sandbox's id in its guest's hostname.
+const HOSTNAME_DIGITS: usize = 12;
+
+/// A running copy whose guest has confirmed that it is its own.
+#[derive(Debug)]
+pub struct OwnCopy {
+    pub id: SandboxId,
+    pub machine: Arc<dyn Machine>,
+    pub agent: AgentConnection,
+}
+
+/// What the slowest copy took in each phase.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct CopyTimes {
+    fork: ForkTimes,
+    thaw: ThawTimes,
+    renew: Duration,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum CopyError {
+    #[error("Could not copy the machine")]
+    Vmm(#[from] VmmError),
+    #[error("A copy was not made its own, so it was ended")]
+    Renew(#[from] AgentError),
+    #[error("A copy did not answer within {} s, so it was ended", COPY_TIMEOUT.as_secs())]
+    Timeout,
+}
+
+/// Makes `count` copies, or none. Copies that are not returned end.
+pub async fn copy(source: &dyn Machine, count: u32) -> Result<(Vec<OwnCopy>, CopyTimes), CopyError> {
+    let starting = start(source, count)?;
+    let settled = try_join_all(starting.into_iter().map(Starting::settle));
+    let settled = tokio::time::timeout(COPY_TIMEOUT, settled).await.map_err(|_| CopyError::Timeout)??;
+    let mut slowest = CopyTimes::default();
+    let mut copies = Vec::with_capacity(settled.len());
+    for (copy, times) in settled {
+        slowest = slowest.max(times);
+        copies.push(copy);
+    }
+    Ok((copies, slowest))
+}
+
+fn start(source: &dyn Machine, count: u32) -> Result<Vec<Starting>, VmmError> {
+    let twin = source.fork()?;
+    // A machine serves its commands in order: the twin must be told to thaw after it has been copied.
+    let mut starting =
+        (1..count).map(|_| Starting::new(twin.copy.fork()?)).collect::<Result<Vec<_>, VmmError>>()?;
+    starting.push(Starting::new(twin)?);
+    Ok(starting)
+}
+
+struct Starting {
+    machine: Arc<dyn Machine>,
+    stream: Box<dyn GuestStream>,
+    forked: Pending<ForkTimes>,
+    thawed: Pending<ThawTimes>,
+}
+
+impl Starting {
+    fn new(fork: Fork) -> Result<Starting, VmmError> {
+        let stream = fork.copy.connect(AGENT_PORT)?;
+        let thawed = fork.copy.thaw();
+        Ok(Starting { machine: fork.copy, stream, forked: fork.done, thawed })
+    }
+
+    async fn settle(self) -> Result<(OwnCopy, CopyTimes), CopyError> {
+        let fork = self.forked.await?;
+        let thaw = self.thawed.await?;
+        let runs = Instant::now();
+        let id = SandboxId::random();
+        // The clock that the renewal carries is read now: any sooner, and the guest's would be late by
+        // what its thaw has taken.
+        let agent = AgentConnection::renew(self.stream, &hostname(&id)).await?;
+        let copy = OwnCopy { id, machine: self.machine, agent };
+        Ok((copy, CopyTimes { fork, thaw, renew: runs.elapsed() }))
+    }
+}
+
+fn hostname(id: &SandboxId) -> String {
+    let digits = id.as_str().rsplit('_').next().unwrap_or_default();
+    format!("sbx-{}", digits.get(..HOSTNAME_DIGITS).unwrap_or(digits))
+}
+
+impl CopyTimes {
+    fn max(self, other: CopyTimes) -> CopyTimes {
+        CopyTimes {
+            fork: ForkTimes {
+                pause: self.fork.pause.max(other.fork.pause),
+                save: self.fork.save.max(other.fork.save),
+                fork: self.fork.fork.max(other.fork.fork),
+            },
+            thaw: ThawTimes {
+                build: self.thaw.build.max(other.thaw.build),
+                restore: self.thaw.restore.max(other.thaw.restore),
+            },
+            renew: self.renew.max(other.renew),
+        }
+    }
+
+    /// Adds the phases; a frozen source stands still anyway and has no pause.
+    pub fn record(&self, phases: Phases) -> Phases {
+        phases
+            .with("pause", self.fork.pause)
+            .with("save", self.fork.save)
+            .with("fork", self.fork.fork)
+            .with("build", self.thaw.build)
+            .with("restore", self.thaw.restore)
+            .with("renew", self.renew)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hostname_is_a_name_that_a_host_may_have() {
+        let id: SandboxId = "sbx_0f8fad5bd9cb469fa16570867728950e".parse().unwrap();
+        assert_eq!(hostname(&id), "sbx-0f8fad5bd9cb");
+    }
+}

@@ -1,0 +1,251 @@
+//! A sandbox: one machine, its guest's agent, and whatever runs in it.
+//!
+//! ```text
+//!   fork of a template          claim                       end
+//!  ────────────────────▶ pooled ─────▶ leased ──────────────────────▶ ended
+//!   fork of a sandbox                    ▲        deleted, idle, too old, replaced by a
+//!  ──────────────────────────────────────┘        merge, machine or agent lost, shutdown
+//! ```
+//!
+//! One task ([`task`]) owns the agent's stream, the executions and the lease; nobody else changes them.
+//! [`Sandbox`] is the handle that others hold. It names no id of its own in its state machine: ids belong
+//! to the [`registry`], which may give a machine another one (`merge_into`).
+
+pub mod agent;
+pub mod copies;
+pub mod create;
+pub mod events;
+pub mod execution;
+pub mod fork;
+pub mod lines;
+pub mod merge;
+pub mod registry;
+pub mod replay;
+pub mod state;
+pub mod task;
+
+use crate::template::Shape;
+use crate::vmm::Machine;
+use agent::AgentConnection;
+use bytes::Bytes;
+use execution::{Chunk, Place, Taken};
+use podflare_api::id::SandboxId;
+use podflare_api::sandbox::{SandboxState, SandboxView};
+use podflare_wire::guest::{ExecId, Language};
+use podflare_wire::limits::{CODE_LEN_MAX, EXECS_MAX};
+use replay::Replay;
+use state::{EndCause, Terms};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+use task::{Command, Task};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+
+/// Bytes of code that may wait in one sandbox.
+const CODE_QUEUED_LEN_MAX: usize = 2 * CODE_LEN_MAX;
+
+/// A handle to a sandbox, which may have ended.
+#[derive(Debug, Clone)]
+pub struct Sandbox(Arc<Shared>);
+
+/// What a sandbox comes from.
+#[derive(Debug, Clone)]
+pub struct Lineage {
+    pub shape: Arc<Shape>,
+    pub parent: Option<SandboxId>,
+    /// Forks between the template and the sandbox.
+    pub generation: u32,
+}
+
+/// Who a sandbox is for its clients. A merge gives the winner the parent's.
+#[derive(Debug, Clone)]
+pub struct Identity {
+    pub id: SandboxId,
+    pub parent: Option<SandboxId>,
+    pub created_at_ms: u64,
+    pub terms: Terms,
+    pub started: Instant,
+}
+
+#[derive(Debug)]
+struct Shared {
+    machine: Arc<dyn Machine>,
+    /// Unbounded, but what is sent is not: executions need a place, and all else is a few words.
+    commands: mpsc::UnboundedSender<Command>,
+    /// Plain mutexes: both are held for a few instructions, never across an await.
+    replay: Mutex<Replay>,
+    identity: Mutex<Identity>,
+    lineage: Lineage,
+    executions: AtomicU32,
+    places: Arc<Semaphore>,
+    code_room: Arc<Semaphore>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ExecError {
+    #[error("The code has {len} bytes; the most is {CODE_LEN_MAX}")]
+    CodeTooLong { len: usize },
+    #[error(
+        "Too many executions wait in this sandbox; the most is {EXECS_MAX}, or {CODE_QUEUED_LEN_MAX} bytes of code"
+    )]
+    Full,
+    #[error(transparent)]
+    Find(#[from] registry::FindError),
+}
+
+/// A started execution's events, and what its reader owes.
+#[derive(Debug)]
+pub struct Reader {
+    pub events: mpsc::UnboundedReceiver<Chunk>,
+    exec: ExecId,
+    commands: mpsc::UnboundedSender<Command>,
+    finished: bool,
+}
+
+impl Sandbox {
+    /// A sandbox over a machine that is its own, and the task that must be run for it.
+    pub fn new(
+        machine: Arc<dyn Machine>,
+        agent: AgentConnection,
+        identity: Identity,
+        lineage: Lineage,
+    ) -> (Sandbox, Task) {
+        let (commands, receiver) = mpsc::unbounded_channel();
+        let sandbox = Sandbox(Arc::new(Shared {
+            machine,
+            commands,
+            replay: Mutex::default(),
+            identity: Mutex::new(identity),
+            lineage,
+            executions: AtomicU32::new(0),
+            places: Arc::new(Semaphore::new(EXECS_MAX)),
+            code_room: Arc::new(Semaphore::new(CODE_QUEUED_LEN_MAX)),
+        }));
+        let task = Task::new(sandbox.clone(), agent, receiver);
+        (sandbox, task)
+    }
+
+    /// Starts the sandbox's lease; before, it waits in a pool. `slot` is its part of the host.
+    pub fn lease(&self, terms: Terms, started: Instant, created_at_ms: u64, slot: OwnedSemaphorePermit) {
+        {
+            let mut identity = self.identity();
+            identity.terms = terms;
+            identity.started = started;
+            identity.created_at_ms = created_at_ms;
+        }
+        self.tell(Command::Lease { terms, started, slot });
+    }
+
+    /// Runs code; `None` if the sandbox has ended.
+    pub fn exec(&self, language: Language, code: String) -> Result<Option<Reader>, ExecError> {
+        let len = u32::try_from(code.len()).unwrap_or(u32::MAX);
+        if code.len() > CODE_LEN_MAX {
+            return Err(ExecError::CodeTooLong { len: code.len() });
+        }
+        let shared = &self.0;
+        let (Ok(place), Ok(room)) =
+            (shared.places.clone().try_acquire_owned(), shared.code_room.clone().try_acquire_many_owned(len))
+        else {
+            return Err(ExecError::Full);
+        };
+        let exec = ExecId(shared.executions.fetch_add(1, Ordering::Relaxed));
+        let (sender, events) = mpsc::unbounded_channel();
+        let execution = execution::Execution::new(exec, language, sender, Place(place, room));
+        let command = Command::Exec { execution, language, code };
+        if shared.commands.send(command).is_err() {
+            return Ok(None);
+        }
+        Ok(Some(Reader { events, exec, commands: shared.commands.clone(), finished: false }))
+    }
+
+    /// Ends the sandbox; the answer does not wait for it.
+    pub fn end(&self, cause: EndCause) {
+        self.tell(Command::End(cause));
+    }
+
+    /// Something was done with the sandbox that keeps it from idling.
+    pub fn touch(&self) {
+        self.tell(Command::Touch);
+    }
+
+    /// Lives on under another sandbox's identity.
+    pub fn take_over(&self, identity: Identity) {
+        let (terms, started) = (identity.terms, identity.started);
+        *self.identity() = identity;
+        self.tell(Command::TakeOver { terms, started });
+    }
+
+    pub fn has_ended(&self) -> bool {
+        self.0.commands.is_closed()
+    }
+
+    pub fn machine(&self) -> &Arc<dyn Machine> {
+        &self.0.machine
+    }
+
+    pub fn identity(&self) -> MutexGuard<'_, Identity> {
+        self.0.identity.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn lineage(&self) -> &Lineage {
+        &self.0.lineage
+    }
+
+    /// The most recent events, oldest first.
+    pub fn replay(&self) -> Vec<Bytes> {
+        self.replay_mut().events()
+    }
+
+    pub fn view(&self) -> SandboxView {
+        let identity = self.identity().clone();
+        let Lineage { shape, generation, .. } = &self.0.lineage;
+        SandboxView {
+            id: identity.id,
+            state: SandboxState::Ready,
+            template: shape.template.clone(),
+            ram_mib: shape.memory_mib,
+            rootfs_gb: shape.disk_gib,
+            vcpus: shape.vcpus,
+            created_at_ms: identity.created_at_ms,
+            parent: identity.parent,
+            generation: *generation,
+            renewed: true,
+            executions: u64::from(self.0.executions.load(Ordering::Relaxed)),
+            timeout_seconds: identity.terms.life.as_secs(),
+            idle_timeout_seconds: identity.terms.idle.as_secs(),
+        }
+    }
+
+    pub fn is(&self, other: &Sandbox) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    fn replay_mut(&self) -> MutexGuard<'_, Replay> {
+        self.0.replay.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A sandbox that has ended need not be told.
+    fn tell(&self, command: Command) {
+        self.0.commands.send(command).ok();
+    }
+}
+
+impl Reader {
+    /// Reports what has been taken, so that the execution may send more.
+    pub fn report(&self, taken: Taken) {
+        self.commands.send(Command::Taken { exec: self.exec, taken }).ok();
+    }
+
+    /// All events have been taken.
+    pub fn finish(&mut self) {
+        self.finished = true;
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        if !self.finished {
+            self.commands.send(Command::ReaderGone { exec: self.exec }).ok();
+        }
+    }
+}

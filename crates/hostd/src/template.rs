@@ -1,0 +1,181 @@
+//! The machine that all sandboxes are copies of: booted once, settled, and frozen.
+
+use crate::chain::chain;
+use crate::config::Settings;
+use crate::sandbox::agent::{AgentConnection, AgentError};
+use crate::vmm::{BootSpec, Ending, Machine, Pending, Vmm, VmmError};
+use podflare_wire::control::BootConfig;
+use podflare_wire::guest::{AGENT_PORT, Event, ExecId, Language, Request};
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::{sleep, timeout};
+
+/// The one template that there is.
+pub const DEFAULT: &str = "default";
+
+const VCPUS: u8 = 2;
+const MEMORY_MIB: u32 = 1024;
+const DISK_GIB: u32 = 4;
+const GIB: u64 = 1 << 30;
+
+/// The guest kernel's command line. It trusts the CPU for its first entropy; every copy gets its own.
+const COMMAND_LINE: &str = "console=ttyS0 reboot=t panic=-1 quiet rdinit=/init random.trust_cpu=on \
+    8250.nr_uarts=1 i8042.noaux i8042.nokbd";
+
+/// The template's own hostname; no sandbox has it.
+const HOSTNAME: &str = "template";
+
+/// How long one attempt to reach the agent may take, and the pause before the next.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
+const ATTEMPT_PAUSE: Duration = Duration::from_millis(20);
+
+const CONSOLE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What every copy of a template is made of.
+#[derive(Debug)]
+pub struct Shape {
+    pub template: String,
+    pub vcpus: u8,
+    pub memory_mib: u32,
+    pub disk_gib: u32,
+}
+
+/// A frozen machine, ready to be copied.
+#[derive(Debug)]
+pub struct Template {
+    pub shape: Arc<Shape>,
+    pub machine: Arc<dyn Machine>,
+}
+
+/// Whether sandboxes can be made.
+#[derive(Debug, Clone)]
+pub enum Availability {
+    Ready(Arc<Template>),
+    /// In words that fit after "not ready:".
+    Not(Cow<'static, str>),
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum BootError {
+    #[error("Could not start the template's machine")]
+    Start(#[source] VmmError),
+    #[error(
+        "The template's guest was not ready within {} s ({last}); its console ends with:\n{console}",
+        boot_timeout.as_secs()
+    )]
+    NotReady { boot_timeout: Duration, last: String, console: String },
+    #[error("The template's machine ended while it booted: {ending}; its console ends with:\n{console}")]
+    Ended { ending: String, console: String },
+    #[error("The template's guest cannot be used: {reason}; its console ends with:\n{console}")]
+    Unusable { reason: String, console: String },
+}
+
+#[derive(Debug, thiserror::Error)]
+enum SettleError {
+    #[error("The machine did not do what it was told")]
+    Vmm(#[from] VmmError),
+    #[error("The agent did not answer as it should")]
+    Agent(#[from] AgentError),
+    #[error("The Python REPL does not work: `pass` ended with exit code {exit_code}")]
+    Repl { exit_code: i32 },
+}
+
+/// Boots the template; takes seconds, and happens once.
+pub async fn boot(vmm: &dyn Vmm, settings: &Settings) -> Result<Template, BootError> {
+    let shape =
+        Shape { template: DEFAULT.to_owned(), vcpus: VCPUS, memory_mib: MEMORY_MIB, disk_gib: DISK_GIB };
+    let (machine, booted) = vmm.boot(&boot_spec(&shape, settings)).map_err(BootError::Start)?;
+    match settle_in_time(&*machine, booted, settings.boot_timeout).await {
+        Ok(()) => Ok(Template { shape: Arc::new(shape), machine }),
+        Err(error) => {
+            machine.end().await;
+            Err(error)
+        }
+    }
+}
+
+async fn settle_in_time(
+    machine: &dyn Machine,
+    booted: Pending<()>,
+    boot_timeout: Duration,
+) -> Result<(), BootError> {
+    let mut last = "its VMM has not answered".to_owned();
+    let outcome = tokio::select! {
+        settled = timeout(boot_timeout, settle(machine, booted, &mut last)) => settled,
+        ending = machine.ended() => return Err(ended(&ending)),
+    };
+    match outcome {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) => Err(match timeout(CONSOLE_TIMEOUT, machine.ended()).await {
+            Ok(ending) => ended(&ending),
+            Err(_) => BootError::Unusable { reason: chain(&error), console: console(machine).await },
+        }),
+        Err(_) => Err(BootError::NotReady { boot_timeout, last, console: console(machine).await }),
+    }
+}
+
+fn boot_spec(shape: &Shape, settings: &Settings) -> BootSpec {
+    BootSpec {
+        kernel: settings.image.kernel.clone(),
+        initramfs: settings.image.initramfs.clone(),
+        rootfs: settings.image.rootfs.clone(),
+        config: BootConfig {
+            vcpus: shape.vcpus,
+            memory_mib: shape.memory_mib,
+            disk_bytes: u64::from(shape.disk_gib) * GIB,
+            command_line: COMMAND_LINE.to_owned(),
+            huge_pages: settings.huge_pages,
+        },
+    }
+}
+
+/// Waits for the agent, proves that the REPL runs, and freezes. `last` says how far it has come.
+async fn settle(machine: &dyn Machine, booted: Pending<()>, last: &mut String) -> Result<(), SettleError> {
+    booted.await?;
+    let mut agent = loop {
+        let stream = machine.connect(AGENT_PORT)?;
+        match timeout(ATTEMPT_TIMEOUT, AgentConnection::renew(stream, HOSTNAME)).await {
+            Ok(Ok(agent)) => break agent,
+            Ok(Err(error @ (AgentError::Protocol { .. } | AgentError::Failed { .. }))) => {
+                return Err(error.into());
+            }
+            Ok(Err(error)) => *last = chain(&error),
+            Err(_) => "its agent has not said hello".clone_into(last),
+        }
+        sleep(ATTEMPT_PAUSE).await;
+    };
+    "its Python REPL has not answered".clone_into(last);
+    prove_repl(&mut agent).await?;
+    drop(agent);
+    machine.freeze().await?;
+    Ok(())
+}
+
+async fn prove_repl(agent: &mut AgentConnection) -> Result<(), SettleError> {
+    let exec = ExecId(0);
+    agent.send(&Request::Exec { exec, language: Language::Python, code: "pass".to_owned() });
+    loop {
+        match agent.next_event().await? {
+            Event::Exited { exit_code: 0, .. } => return Ok(()),
+            Event::Exited { exit_code, .. } => return Err(SettleError::Repl { exit_code }),
+            Event::Failed { message } => return Err(AgentError::Failed { message }.into()),
+            _ => {}
+        }
+    }
+}
+
+fn ended(ending: &Ending) -> BootError {
+    let console = match ending {
+        Ending::Told { console_tail, .. } => String::from_utf8_lossy(console_tail).into_owned(),
+        _ => String::new(),
+    };
+    BootError::Ended { ending: ending.to_string(), console }
+}
+
+async fn console(machine: &dyn Machine) -> String {
+    match timeout(CONSOLE_TIMEOUT, machine.console_tail()).await {
+        Ok(Ok(tail)) => String::from_utf8_lossy(&tail).into_owned(),
+        Ok(Err(_)) | Err(_) => "(the console could not be read)".to_owned(),
+    }
+}

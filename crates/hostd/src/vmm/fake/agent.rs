@@ -1,0 +1,207 @@
+//! The agent of a fake guest: the real guest protocol over a toy language, one statement a line.
+//!
+//! `print TEXT` · `error TEXT` · `partial TEXT` (no newline) · `set NAME TEXT` · `get NAME` · `hostname` ·
+//! `entropy` · `sleep MS` · `flood BYTES` · `exit CODE` · `kill SIGNAL` · `panic` · `crash` · `pass`.
+
+use super::{Core, World};
+use crate::vmm::Ending;
+use podflare_wire::codec::{FrameReader, encode_frame};
+use podflare_wire::control::EndReason;
+use podflare_wire::guest::{Event, ExecEnd, ExecId, OutputStream, PROTOCOL, ReplRenewal, Request};
+use podflare_wire::limits::{OUTPUT_CHUNK_LEN_MAX, OUTPUT_WINDOW_LEN, REQUEST_FRAME_LEN_MAX};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadHalf, WriteHalf};
+use tokio::sync::{Mutex, Notify, Semaphore, mpsc};
+use tokio::task::JoinSet;
+
+type Writer = Arc<Mutex<WriteHalf<DuplexStream>>>;
+
+/// An execution, as its requests can still reach it.
+#[derive(Clone)]
+struct Job {
+    exec: ExecId,
+    code: String,
+    window: Arc<Semaphore>,
+    cancelled: Arc<Notify>,
+}
+
+/// What code came to.
+enum Outcome {
+    Exited(i32, ExecEnd),
+    /// The agent is to go away.
+    Crash,
+    /// The whole guest is.
+    Panic,
+}
+
+/// Serves one connection until it ends.
+pub(super) async fn serve(stream: DuplexStream, core: &Arc<Core>) {
+    let (mut read, write) = tokio::io::split(stream);
+    let writer = Arc::new(Mutex::new(write));
+    send(&writer, &Event::Hello { protocol: PROTOCOL }).await;
+    let mut frames = FrameReader::new(REQUEST_FRAME_LEN_MAX);
+    match next_request(&mut read, &mut frames).await {
+        Some(Request::Renew(renewal)) if !World::takes(&core.world.renewals_to_refuse) => {
+            let mut guest = core.guest();
+            guest.hostname = renewal.hostname;
+            guest.entropy = renewal.entropy;
+        }
+        _ => {
+            send(&writer, &Event::Failed { message: "the renewal was refused".to_owned() }).await;
+            return;
+        }
+    }
+    send(&writer, &Event::Renewed { repl: ReplRenewal::Done }).await;
+
+    let (jobs, queue) = mpsc::unbounded_channel();
+    let requests = async {
+        let mut open: HashMap<ExecId, Job> = HashMap::new();
+        while let Some(request) = next_request(&mut read, &mut frames).await {
+            take(request, &mut open, &jobs, &writer).await;
+        }
+    };
+    tokio::select! {
+        () = requests => {}
+        () = run_all(queue, &writer, core) => {}
+    }
+}
+
+async fn take(
+    request: Request,
+    open: &mut HashMap<ExecId, Job>,
+    jobs: &mpsc::UnboundedSender<Job>,
+    writer: &Writer,
+) {
+    match request {
+        Request::Exec { exec, code, .. } => {
+            let window = Arc::new(Semaphore::new(OUTPUT_WINDOW_LEN as usize));
+            let job = Job { exec, code, window, cancelled: Arc::default() };
+            open.insert(exec, job.clone());
+            jobs.send(job).ok();
+        }
+        Request::Grant { exec, bytes } => {
+            if let Some(job) = open.get(&exec) {
+                job.window.add_permits(bytes as usize);
+            }
+        }
+        Request::Cancel { exec } => {
+            if let Some(job) = open.get(&exec) {
+                job.cancelled.notify_one();
+            }
+        }
+        Request::Ping { token } => send(writer, &Event::Pong { token }).await,
+        Request::Renew(_) => {}
+    }
+}
+
+async fn next_request(read: &mut ReadHalf<DuplexStream>, frames: &mut FrameReader) -> Option<Request> {
+    let mut bytes = vec![0; 16 * 1024];
+    loop {
+        if let Some(request) = frames.next_message().ok()? {
+            return Some(request);
+        }
+        let len = read.read(&mut bytes).await.ok().filter(|len| *len > 0)?;
+        frames.push(&bytes[..len]);
+    }
+}
+
+async fn send(writer: &Writer, event: &Event) {
+    // hostd may have gone; the reader notices.
+    writer.lock().await.write_all(&encode_frame(event)).await.ok();
+}
+
+/// Runs executions one after the other; returns when the agent is to crash. An execution that only waits
+/// for its reader delays no other.
+async fn run_all(mut queue: mpsc::UnboundedReceiver<Job>, writer: &Writer, core: &Arc<Core>) {
+    let mut deliveries = JoinSet::new();
+    while let Some(job) = queue.recv().await {
+        let (events, undelivered) = mpsc::unbounded_channel();
+        deliveries.spawn(deliver(undelivered, job.window.clone(), writer.clone()));
+        let outcome = tokio::select! {
+            outcome = run(&job, &events, core) => outcome,
+            () = job.cancelled.notified() => Outcome::Exited(130, ExecEnd::Cancelled),
+        };
+        if let Outcome::Exited(exit_code, end) = outcome {
+            events.send(Event::Exited { exec: job.exec, exit_code, end }).ok();
+            continue;
+        }
+        // What was said before leaves the guest.
+        drop(events);
+        while deliveries.join_next().await.is_some() {}
+        if let Outcome::Panic = outcome {
+            let console_tail = b"Kernel panic - not syncing: asked for".to_vec();
+            core.end(Ending::Told { reason: EndReason::Reset, console_tail });
+        }
+        return;
+    }
+}
+
+/// Sends an execution's events as its reader makes room.
+async fn deliver(mut events: mpsc::UnboundedReceiver<Event>, window: Arc<Semaphore>, writer: Writer) {
+    while let Some(event) = events.recv().await {
+        if let Event::Output { data, .. } = &event {
+            let len = u32::try_from(data.len()).unwrap_or(u32::MAX);
+            if let Ok(permits) = window.acquire_many(len).await {
+                permits.forget();
+            }
+        }
+        send(&writer, &event).await;
+    }
+}
+
+async fn run(job: &Job, events: &mpsc::UnboundedSender<Event>, core: &Arc<Core>) -> Outcome {
+    let output = |stream, text: &str| {
+        for data in text.as_bytes().chunks(OUTPUT_CHUNK_LEN_MAX) {
+            events.send(Event::Output { exec: job.exec, stream, data: data.to_vec() }).ok();
+        }
+    };
+    for statement in job.code.lines() {
+        let (verb, rest) = statement.split_once(' ').unwrap_or((statement, ""));
+        let line = match verb {
+            "" | "pass" => continue,
+            "print" => format!("{rest}\n"),
+            "partial" => rest.to_owned(),
+            "get" => {
+                let value = core.guest().variables.get(rest).cloned();
+                let Some(value) = value else {
+                    output(OutputStream::Stderr, &format!("no variable {rest}\n"));
+                    return Outcome::Exited(1, ExecEnd::Finished);
+                };
+                format!("{value}\n")
+            }
+            "hostname" => format!("{}\n", core.guest().hostname),
+            "entropy" => format!("{:?}\n", core.guest().entropy),
+            "set" => {
+                let (name, value) = rest.split_once(' ').unwrap_or((rest, ""));
+                core.guest().variables.insert(name.to_owned(), value.to_owned());
+                continue;
+            }
+            "sleep" => {
+                tokio::time::sleep(Duration::from_millis(rest.parse().unwrap_or(0))).await;
+                continue;
+            }
+            "flood" => flood_text(rest.parse().unwrap_or(0)),
+            "exit" => return Outcome::Exited(rest.parse().unwrap_or(1), ExecEnd::Finished),
+            "kill" => return Outcome::Exited(-1, ExecEnd::Killed { signal: rest.parse().unwrap_or(9) }),
+            "crash" => return Outcome::Crash,
+            "panic" => return Outcome::Panic,
+            "error" => {
+                output(OutputStream::Stderr, &format!("{rest}\n"));
+                continue;
+            }
+            unknown => {
+                let text = format!("unknown statement {unknown:?}\n");
+                output(OutputStream::Stderr, &text);
+                return Outcome::Exited(1, ExecEnd::Finished);
+            }
+        };
+        output(OutputStream::Stdout, &line);
+    }
+    Outcome::Exited(0, ExecEnd::Finished)
+}
+
+fn flood_text(len: usize) -> String {
+    "0123456789abcde\n".chars().cycle().take(len).collect()
+}

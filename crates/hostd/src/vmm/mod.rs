@@ -1,0 +1,117 @@
+//! What hostd asks of a machine, and the two that answer: processes with KVM, and a fake in memory.
+//!
+//! Commands are pipelined. Every method sends its command at once and returns a future of the answer;
+//! a machine serves its commands in order. A copy can therefore be told to connect, copy itself again
+//! and thaw before it exists, and no round trip is waited for.
+
+mod ending;
+pub mod fake;
+pub mod process;
+
+use futures_util::future::BoxFuture;
+use podflare_wire::control::BootConfig;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+pub use ending::Ending;
+
+/// The answer to a command that has been sent.
+pub type Pending<T> = BoxFuture<'static, Result<T, VmmError>>;
+
+/// A byte stream to a guest.
+pub trait GuestStream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> GuestStream for S {}
+
+/// Starts machines.
+pub trait Vmm: Send + Sync + fmt::Debug {
+    /// Boots a new machine. It runs when the answer comes, but its guest is far from ready.
+    fn boot(&self, boot: &BootSpec) -> Result<(Arc<dyn Machine>, Pending<()>), VmmError>;
+}
+
+/// What a machine boots from.
+#[derive(Debug, Clone)]
+pub struct BootSpec {
+    pub kernel: PathBuf,
+    pub initramfs: PathBuf,
+    /// An image file or a block device.
+    pub rootfs: PathBuf,
+    pub config: BootConfig,
+}
+
+/// One machine, running or frozen. It ends when it is told to or when its last handle is dropped.
+pub trait Machine: Send + Sync + fmt::Debug {
+    /// Copies the machine; a running one goes on after a short pause. The copy is frozen.
+    fn fork(&self) -> Result<Fork, VmmError>;
+
+    /// Makes a frozen machine run. Streams from before are cut.
+    fn thaw(&self) -> Pending<ThawTimes>;
+
+    /// Stops a running machine until `thaw`.
+    fn freeze(&self) -> Pending<()>;
+
+    /// Opens a stream to a port of the guest, which carries bytes as soon as the machine runs and the
+    /// guest accepts. It is closed if the guest refuses.
+    fn connect(&self, port: u32) -> Result<Box<dyn GuestStream>, VmmError>;
+
+    /// The end of the guest's console.
+    fn console_tail(&self) -> Pending<Vec<u8>>;
+
+    /// Resolves when the machine has ended, by itself or not.
+    fn ended(&self) -> BoxFuture<'static, Arc<Ending>>;
+
+    /// Ends the machine now. The future resolves when nothing is left of it; it need not be awaited.
+    fn end(&self) -> BoxFuture<'static, ()>;
+}
+
+/// A copy, which takes commands at once, and the answer to the command that makes it.
+#[expect(missing_debug_implementations, reason = "a pending answer has nothing to show")]
+pub struct Fork {
+    pub copy: Arc<dyn Machine>,
+    pub done: Pending<ForkTimes>,
+}
+
+/// What a fork cost its source.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ForkTimes {
+    /// How long a running source stood still.
+    pub pause: Duration,
+    /// The part of the pause that saved its state.
+    pub save: Duration,
+    /// The part of the pause that was fork(2).
+    pub fork: Duration,
+}
+
+/// What it took to make a frozen machine run.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ThawTimes {
+    /// Making a virtual machine over the memory.
+    pub build: Duration,
+    /// Setting its state and starting it.
+    pub restore: Duration,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum VmmError {
+    #[error("Could not open {}", path.display())]
+    OpenFile { path: PathBuf, source: std::io::Error },
+    #[error("The root disk {} has {actual} bytes, which do not fit into the template's {limit}", path.display())]
+    RootfsTooLarge { path: PathBuf, actual: u64, limit: u64 },
+    #[error("Could not make a disk layer in {}", path.display())]
+    CreateLayer { path: PathBuf, source: std::io::Error },
+    #[error("Could not start {}", path.display())]
+    StartProcess { path: PathBuf, source: std::io::Error },
+    #[error("Could not make a channel or stream to a machine")]
+    CreateChannel(#[source] std::io::Error),
+    #[error("Could not send a command to a machine")]
+    SendCommand(#[source] podflare_channel::ChannelError),
+    #[error("The machine refused the command: {reason}")]
+    Refused { reason: String },
+    #[error("The machine gave an answer that does not belong to the command")]
+    WrongReply,
+    #[error("The machine ended before it answered")]
+    Ended,
+}

@@ -1,0 +1,297 @@
+//! Machines as processes: `podflare-vmm serve` with its control channel as descriptor 0.
+//!
+//! The first process of a template is started here; all others are copies that VMMs make of
+//! themselves, with hostd as their parent. A process whose channel ends ends itself, so hostd keeps no
+//! record of processes and has nothing to look for when it starts.
+
+mod child;
+mod layer;
+mod link;
+
+use crate::vmm::{
+    BootSpec, Ending, Fork, ForkTimes, GuestStream, Machine, Pending, ThawTimes, Vmm, VmmError,
+};
+use child::Child;
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, ready};
+use link::{Link, Parting};
+use podflare_channel::{Channel, ChannelError};
+use podflare_wire::control::{Command, Reply};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use std::fs::File;
+use std::io::{self, Seek, SeekFrom};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::UnixStream;
+use tokio::sync::{Notify, oneshot, watch};
+use tokio::time::timeout;
+
+/// How long a VMM that is to end may take to answer what it was asked before. A copy whose pidfd has
+/// not arrived cannot be reaped.
+const LAST_ANSWERS_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a VMM that has closed its channel may take to end before it is killed.
+const EXIT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Starts VMM processes.
+#[derive(Debug)]
+pub struct ProcessVmm {
+    program: PathBuf,
+    state_dir: Arc<Path>,
+}
+
+impl ProcessVmm {
+    /// `program` is `podflare-vmm`; disk layers are made in `state_dir`, which must exist.
+    pub fn new(program: PathBuf, state_dir: &Path) -> ProcessVmm {
+        ProcessVmm { program, state_dir: state_dir.into() }
+    }
+
+    fn start(&self) -> Result<ProcessMachine, VmmError> {
+        let start = |source| VmmError::StartProcess { path: self.program.clone(), source };
+        let (ours, theirs) = Channel::pair().map_err(channel_error)?;
+        // The environment stays here: it holds the API keys. A group of its own keeps a terminal's
+        // Ctrl-C away from it, which is for hostd to act on.
+        let process = std::process::Command::new(&self.program)
+            .arg("serve")
+            .env_clear()
+            .process_group(0)
+            .stdin(Stdio::from(theirs.into_fd()))
+            .stdout(Stdio::null())
+            .stderr(Stdio::inherit())
+            .spawn()
+            .map_err(start)?;
+        let pidfd = pidfd_open(Pid::from_child(&process), PidfdFlags::empty());
+        let (machine, child) = ProcessMachine::new(ours, self.state_dir.clone())?;
+        child.send(pidfd.map_err(|errno| start(errno.into()))?).ok();
+        Ok(machine)
+    }
+}
+
+impl Vmm for ProcessVmm {
+    fn boot(&self, boot: &BootSpec) -> Result<(Arc<dyn Machine>, Pending<()>), VmmError> {
+        let kernel = open_file(&boot.kernel)?;
+        let initramfs = open_file(&boot.initramfs)?;
+        let mut rootfs = open_file(&boot.rootfs)?;
+        let open_error = |source| VmmError::OpenFile { path: boot.rootfs.clone(), source };
+        let actual = rootfs.seek(SeekFrom::End(0)).map_err(open_error)?;
+        let limit = boot.config.disk_bytes;
+        if actual > limit {
+            return Err(VmmError::RootfsTooLarge { path: boot.rootfs.clone(), actual, limit });
+        }
+        let layer = layer::create(&self.state_dir)?;
+        let machine = self.start()?;
+        let descriptors = [kernel.as_fd(), initramfs.as_fd(), rootfs.as_fd(), layer.as_fd()];
+        let booted = machine.ask(&Command::Boot(boot.config.clone()), &descriptors, |reply, _| {
+            matches!(reply, Reply::Booted).then_some(())
+        });
+        Ok((Arc::new(machine), booted))
+    }
+}
+
+fn open_file(path: &Path) -> Result<File, VmmError> {
+    File::open(path).map_err(|source| VmmError::OpenFile { path: path.to_owned(), source })
+}
+
+fn channel_error(error: ChannelError) -> VmmError {
+    match error {
+        ChannelError::Os(errno) => VmmError::CreateChannel(errno.into()),
+        other => VmmError::SendCommand(other),
+    }
+}
+
+#[derive(Debug)]
+struct ProcessMachine {
+    link: Arc<Link>,
+    state_dir: Arc<Path>,
+    stop: Arc<Notify>,
+    life: watch::Receiver<Life>,
+}
+
+#[derive(Debug, Clone)]
+enum Life {
+    Alive,
+    Ended(Arc<Ending>),
+    /// The process has been reaped, too.
+    Gone(Arc<Ending>),
+}
+
+impl ProcessMachine {
+    /// A machine behind a channel, whose process follows when it is known.
+    fn new(
+        channel: Channel,
+        state_dir: Arc<Path>,
+    ) -> Result<(ProcessMachine, oneshot::Sender<OwnedFd>), VmmError> {
+        let link = Arc::new(Link::new(channel).map_err(VmmError::CreateChannel)?);
+        let stop = Arc::new(Notify::new());
+        let (life_sender, life) = watch::channel(Life::Alive);
+        let (child_sender, child) = oneshot::channel();
+        tokio::spawn(watch_over(link.clone(), child, stop.clone(), life_sender));
+        Ok((ProcessMachine { link, state_dir, stop, life }, child_sender))
+    }
+
+    /// Sends a command; `take` picks the answer out of the right reply.
+    fn ask<T: Send + 'static>(
+        &self,
+        command: &Command,
+        descriptors: &[BorrowedFd<'_>],
+        take: impl FnOnce(Reply, Vec<OwnedFd>) -> Option<T> + Send + 'static,
+    ) -> Pending<T> {
+        let (sender, receiver) = oneshot::channel();
+        let answer = Box::new(move |reply, descriptors| {
+            let answer = match reply {
+                Reply::Refused { reason } => Err(VmmError::Refused { reason }),
+                reply => take(reply, descriptors).ok_or(VmmError::WrongReply),
+            };
+            // Whoever asked may have gone.
+            sender.send(answer).ok();
+        });
+        match self.link.send(command, descriptors, answer) {
+            Ok(()) => async move { receiver.await.unwrap_or(Err(VmmError::Ended)) }.boxed(),
+            Err(error) => ready(Err(error)).boxed(),
+        }
+    }
+}
+
+impl Machine for ProcessMachine {
+    fn fork(&self) -> Result<Fork, VmmError> {
+        let (ours, theirs) = Channel::pair().map_err(channel_error)?;
+        let layer = layer::create(&self.state_dir)?;
+        let (copy, child) = ProcessMachine::new(ours, self.state_dir.clone())?;
+        let done = self.ask(&Command::Fork, &[theirs.as_fd(), layer.as_fd()], |reply, mut descriptors| {
+            let Reply::Forked(times) = reply else { return None };
+            child.send(descriptors.pop()?).ok();
+            Some(ForkTimes {
+                pause: Duration::from_micros(times.pause_us),
+                save: Duration::from_micros(times.save_us),
+                fork: Duration::from_micros(times.fork_us),
+            })
+        });
+        Ok(Fork { copy: Arc::new(copy), done })
+    }
+
+    fn thaw(&self) -> Pending<ThawTimes> {
+        self.ask(&Command::Thaw, &[], |reply, _| {
+            let Reply::Thawed(times) = reply else { return None };
+            Some(ThawTimes {
+                build: Duration::from_micros(times.build_us),
+                restore: Duration::from_micros(times.restore_us),
+            })
+        })
+    }
+
+    fn freeze(&self) -> Pending<()> {
+        self.ask(&Command::Freeze, &[], |reply, _| matches!(reply, Reply::Frozen { .. }).then_some(()))
+    }
+
+    fn connect(&self, port: u32) -> Result<Box<dyn GuestStream>, VmmError> {
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().map_err(VmmError::CreateChannel)?;
+        let stream = to_tokio(ours).map_err(VmmError::CreateChannel)?;
+        // The VMM polls its end. A refusal closes the stream, so its reader learns of it.
+        theirs.set_nonblocking(true).map_err(VmmError::CreateChannel)?;
+        self.link.send(&Command::Connect { port }, &[theirs.as_fd()], Box::new(|_, _| ()))?;
+        Ok(Box::new(stream))
+    }
+
+    fn console_tail(&self) -> Pending<Vec<u8>> {
+        self.ask(&Command::ReadConsole, &[], |reply, _| match reply {
+            Reply::Console { tail } => Some(tail),
+            _ => None,
+        })
+    }
+
+    fn ended(&self) -> BoxFuture<'static, Arc<Ending>> {
+        let mut life = self.life.clone();
+        async move {
+            let life = life.wait_for(|life| !matches!(life, Life::Alive)).await;
+            match life.as_deref() {
+                Ok(Life::Ended(ending) | Life::Gone(ending)) => ending.clone(),
+                Ok(Life::Alive) | Err(_) => Arc::new(Ending::AskedFor),
+            }
+        }
+        .boxed()
+    }
+
+    fn end(&self) -> BoxFuture<'static, ()> {
+        self.stop.notify_one();
+        let mut life = self.life.clone();
+        async move {
+            // An error means that the watcher has ended, and so has the process.
+            life.wait_for(|life| matches!(life, Life::Gone(_))).await.ok();
+        }
+        .boxed()
+    }
+}
+
+impl Drop for ProcessMachine {
+    fn drop(&mut self) {
+        self.stop.notify_one();
+    }
+}
+
+fn to_tokio(stream: std::os::unix::net::UnixStream) -> io::Result<UnixStream> {
+    stream.set_nonblocking(true)?;
+    UnixStream::from_std(stream)
+}
+
+/// Serves a machine's channel until it ends or is to end, then sees its process out.
+async fn watch_over(
+    link: Arc<Link>,
+    child: oneshot::Receiver<OwnedFd>,
+    stop: Arc<Notify>,
+    life: watch::Sender<Life>,
+) {
+    let parting = tokio::select! {
+        parting = link.serve() => Some(parting),
+        () = stop.notified() => {
+            serve_last_answers(&link).await;
+            None
+        }
+    };
+    link.close();
+    let known = match parting {
+        Some(Parting::Told { reason, console_tail }) => Some(Ending::Told { reason, console_tail }),
+        Some(Parting::Broken { detail }) => Some(Ending::Lost { detail }),
+        None => Some(Ending::AskedFor),
+        Some(Parting::Closed) => None,
+    }
+    .map(Arc::new);
+    if let Some(ending) = &known {
+        life.send_replace(Life::Ended(ending.clone()));
+    }
+    let may_exit_by_itself = known.is_none();
+    let seen = see_out(child, may_exit_by_itself).await;
+    life.send_replace(Life::Gone(known.unwrap_or_else(|| Arc::new(seen))));
+}
+
+async fn serve_last_answers(link: &Link) {
+    tokio::select! {
+        _ = link.serve() => {}
+        () = link.all_answered() => {}
+        () = tokio::time::sleep(LAST_ANSWERS_TIMEOUT) => {}
+    }
+}
+
+/// Ends and reaps the process.
+async fn see_out(child: oneshot::Receiver<OwnedFd>, may_exit_by_itself: bool) -> Ending {
+    let lost = |detail: String| Ending::Lost { detail };
+    let Ok(pidfd) = child.await else { return lost("it was never made".to_owned()) };
+    let child = match Child::new(pidfd) {
+        Ok(child) => child,
+        Err(error) => {
+            tracing::error!(%error, "A VMM sent a descriptor that is no child's pidfd");
+            return lost("its process is unknown".to_owned());
+        }
+    };
+    if may_exit_by_itself && let Ok(Ok(ending)) = timeout(EXIT_TIMEOUT, child.reap()).await {
+        return ending;
+    }
+    child.kill();
+    child.reap().await.unwrap_or_else(|error| lost(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,122 @@
+//! Forking: children are copies with a name of their own, all of them or none.
+
+use crate::host::{Host, exit, stdout};
+use axum::http::StatusCode;
+use serde_json::json;
+use std::collections::HashSet;
+
+#[tokio::test]
+async fn children_have_what_the_parent_had_and_go_their_own_way() {
+    let host = Host::start(&[]).await;
+    let parent = host.create().await;
+    host.exec(&parent, "set who parent").await;
+    let children = host.fork(&parent, 5).await;
+    assert_eq!(children.iter().collect::<HashSet<_>>().len(), 5);
+    for (index, child) in children.iter().enumerate() {
+        assert_eq!(host.text(child, "get who").await, "parent");
+        host.exec(child, &format!("set who child {index}")).await;
+    }
+    assert_eq!(host.text(&parent, "get who").await, "parent");
+    assert_eq!(host.text(&children[3], "get who").await, "child 3");
+}
+
+#[tokio::test]
+async fn no_two_copies_share_their_name_or_entropy() {
+    let host = Host::start(&[]).await;
+    let mut ids = vec![host.create().await, host.create().await];
+    ids.extend(host.fork(&ids[0], 4).await);
+    for code in ["hostname", "entropy"] {
+        let mut seen = HashSet::new();
+        for id in &ids {
+            assert!(seen.insert(host.text(id, code).await), "{code} of {id}");
+        }
+    }
+    assert!(ids[0].contains(host.text(&ids[0], "hostname").await.strip_prefix("sbx-").unwrap()));
+}
+
+#[tokio::test]
+async fn a_fork_does_not_wait_for_the_parents_execution_or_cut_it() {
+    let host = Host::start(&[]).await;
+    let parent = host.create().await;
+    let running = host.start_exec(&parent, "set step 1\nsleep 200\nset step 2\nprint done").await;
+    let children = host.fork(&parent, 2).await;
+    assert_eq!(host.exec(&children[0], "print alive").await, [stdout("alive"), exit(0)]);
+    assert_eq!(running.rest().await, [stdout("done"), exit(0)]);
+}
+
+#[tokio::test]
+async fn ten_generations_deep_nothing_is_lost() {
+    let host = Host::start(&[]).await;
+    let mut id = host.create().await;
+    for generation in 1..=10 {
+        host.exec(&id, &format!("set g{generation} {generation}")).await;
+        id = host.fork(&id, 1).await.remove(0);
+    }
+    let code: String = (1..=10).map(|generation| format!("get g{generation}\n")).collect();
+    assert_eq!(host.text(&id, &code).await, "1\n2\n3\n4\n5\n6\n7\n8\n9\n10");
+    assert_eq!(host.get(&format!("/v1/sandboxes/{id}")).await.json()["generation"], 11);
+}
+
+#[tokio::test]
+async fn a_child_knows_its_parent_and_starts_without_a_history() {
+    let host = Host::start(&[]).await;
+    let parent =
+        host.create_with(&json!({"idle_timeout_seconds": 77})).await["id"].as_str().unwrap().to_owned();
+    host.exec(&parent, "print before").await;
+    let child = host.fork(&parent, 1).await.remove(0);
+    let view = host.get(&format!("/v1/sandboxes/{child}")).await.json();
+    assert_eq!(view["parent"], parent.as_str());
+    assert_eq!(view["generation"], 2);
+    assert_eq!(view["idle_timeout_seconds"], 77);
+    assert_eq!(host.get(&format!("/v1/sandboxes/{child}/replay")).await.body, "");
+}
+
+#[tokio::test]
+async fn one_child_is_the_default_and_32_are_the_most() {
+    let host = Host::start(&[]).await;
+    let id = host.create().await;
+    let path = format!("/v1/sandboxes/{id}/fork");
+    let answer = host.post(&path, &json!({})).await;
+    assert_eq!(answer.json()["children"].as_array().unwrap().len(), 1);
+    assert_eq!(host.fork(&id, 32).await.len(), 32);
+    for n in [json!(0), json!(33), json!(-1), json!(1.5), json!("two")] {
+        let answer = host.post(&path, &json!({"n": n})).await;
+        assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{n}");
+        answer.error();
+    }
+}
+
+#[tokio::test]
+async fn if_one_child_is_not_renewed_there_are_none() {
+    let host = Host::start(&["--pool-size", "0"]).await;
+    let parent = host.create().await;
+    host.vmm.refuse_renewals(1);
+    let answer = host.post(&format!("/v1/sandboxes/{parent}/fork"), &json!({"n": 5})).await;
+    assert_eq!(answer.status, StatusCode::INTERNAL_SERVER_ERROR);
+    assert!(answer.error().contains("the renewal was refused"), "{}", answer.body);
+    host.machines_are(2).await;
+    assert_eq!(host.get("/v1/sandboxes").await.json()["sandboxes"].as_array().unwrap().len(), 1);
+    assert_eq!(host.fork(&parent, 5).await.len(), 5);
+}
+
+#[tokio::test]
+async fn a_sandbox_that_is_not_there_has_no_children() {
+    let host = Host::start(&[]).await;
+    for id in ["sbx_00000000000000000000000000000000", "nonsense"] {
+        let answer = host.post(&format!("/v1/sandboxes/{id}/fork"), &json!({"n": 1})).await;
+        assert_eq!((answer.status, answer.error().as_str()), (StatusCode::NOT_FOUND, "sandbox not found"));
+    }
+}
+
+#[tokio::test]
+async fn the_answer_says_where_the_time_went() {
+    let host = Host::start(&[]).await;
+    let id = host.create().await;
+    let answer = host.post(&format!("/v1/sandboxes/{id}/fork"), &json!({"n": 2})).await;
+    let timing = answer.headers["server-timing"].to_str().unwrap();
+    for phase in
+        ["pause;dur=", "save;dur=", "fork;dur=", "build;dur=", "restore;dur=", "renew;dur=", "total;dur="]
+    {
+        assert!(timing.contains(phase), "{timing}");
+    }
+}

@@ -1,0 +1,232 @@
+//! The vocabulary of these tests: a host, what is asked of it, and what it answers.
+
+use axum::Router;
+use axum::body::{Body, BodyDataStream, Bytes};
+use axum::http::{HeaderMap, Request, StatusCode};
+use clap::Parser;
+use futures_util::StreamExt;
+use http_body_util::BodyExt;
+use podflare_api::exec::{ExecEvent, ExecEventKind};
+use podflare_hostd::app::App;
+use podflare_hostd::config::{Arguments, Settings};
+use podflare_hostd::http::router;
+use podflare_hostd::template::Availability;
+use podflare_hostd::vmm::fake::FakeVmm;
+use serde_json::{Value, json};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::task::AbortHandle;
+use tower::ServiceExt;
+
+/// How long a condition may take to come true.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+pub(crate) struct Host {
+    pub(crate) app: Arc<App>,
+    pub(crate) vmm: FakeVmm,
+    keeper: AbortHandle,
+}
+
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: String,
+}
+
+/// An execution whose events are still to come.
+pub(crate) struct Stream(BodyDataStream);
+
+pub(crate) fn settings(arguments: &[&str]) -> Settings {
+    let program = ["podflare-hostd", "--fake-vmm"];
+    Arguments::parse_from(program.iter().chain(arguments)).resolve().unwrap()
+}
+
+impl Host {
+    /// A host whose template is ready and whose pool is full.
+    pub(crate) async fn start(arguments: &[&str]) -> Host {
+        let host = Host::start_without_template(arguments);
+        let mut template = host.app.watch_template();
+        let ready = template.wait_for(|availability| matches!(availability, Availability::Ready(_)));
+        tokio::time::timeout(DEADLINE, ready).await.unwrap().unwrap();
+        host.pool_is_full().await;
+        host
+    }
+
+    /// A host whose template has not booted yet, for as long as nothing is awaited.
+    pub(crate) fn start_without_template(arguments: &[&str]) -> Host {
+        let vmm = FakeVmm::default();
+        let app = App::new(settings(arguments), Arc::new(vmm.clone()));
+        let kept = app.clone();
+        let keeper = tokio::spawn(async move { kept.keep().await }).abort_handle();
+        Host { app, vmm, keeper }
+    }
+
+    pub(crate) fn router(&self) -> Router {
+        router(self.app.clone())
+    }
+
+    pub(crate) async fn send(&self, request: Request<Body>) -> Answer {
+        let response = self.router().oneshot(request).await.unwrap();
+        let (parts, body) = response.into_parts();
+        let bytes = body.collect().await.unwrap().to_bytes();
+        Answer {
+            status: parts.status,
+            headers: parts.headers,
+            body: String::from_utf8(bytes.to_vec()).unwrap(),
+        }
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> Answer {
+        self.send(Request::get(path).body(Body::empty()).unwrap()).await
+    }
+
+    pub(crate) async fn post(&self, path: &str, body: &Value) -> Answer {
+        self.send(json_request(path, body)).await
+    }
+
+    pub(crate) async fn delete(&self, id: &str) -> Answer {
+        self.send(Request::delete(format!("/v1/sandboxes/{id}")).body(Body::empty()).unwrap()).await
+    }
+
+    pub(crate) async fn merge(&self, parent: &str, winner: &str) -> Answer {
+        let path = format!("/v1/sandboxes/{parent}/merge_into/{winner}");
+        self.send(Request::post(path).body(Body::empty()).unwrap()).await
+    }
+
+    /// A new sandbox's id.
+    pub(crate) async fn create(&self) -> String {
+        self.create_with(&json!({})).await["id"].as_str().unwrap().to_owned()
+    }
+
+    pub(crate) async fn create_with(&self, body: &Value) -> Value {
+        let answer = self.post("/v1/sandboxes", body).await;
+        assert_eq!(answer.status, StatusCode::OK, "{}", answer.body);
+        answer.json()
+    }
+
+    pub(crate) async fn fork(&self, id: &str, n: u32) -> Vec<String> {
+        let answer = self.post(&format!("/v1/sandboxes/{id}/fork"), &json!({"n": n})).await;
+        assert_eq!(answer.status, StatusCode::OK, "{}", answer.body);
+        serde_json::from_value(answer.json()["children"].clone()).unwrap()
+    }
+
+    /// Starts code; its answer's head is there when this returns.
+    pub(crate) async fn start_exec(&self, id: &str, code: &str) -> Stream {
+        let request = json_request(&format!("/v1/sandboxes/{id}/exec"), &json!({"code": code}));
+        let response = self.router().oneshot(request).await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK);
+        assert_eq!(response.headers()["content-type"], "application/x-ndjson");
+        Stream(response.into_body().into_data_stream())
+    }
+
+    /// Runs code to its end.
+    pub(crate) async fn exec(&self, id: &str, code: &str) -> Vec<ExecEventKind> {
+        self.start_exec(id, code).await.rest().await
+    }
+
+    /// What code prints.
+    pub(crate) async fn text(&self, id: &str, code: &str) -> String {
+        let lines = self.exec(id, code).await.into_iter().filter_map(|kind| match kind {
+            ExecEventKind::Stdout(line) => Some(line),
+            ExecEventKind::Stderr(_) | ExecEventKind::Exit(_) => None,
+        });
+        lines.collect::<Vec<_>>().join("\n")
+    }
+
+    pub(crate) async fn capacity(&self) -> Value {
+        self.get("/v1/capacity").await.json()
+    }
+
+    pub(crate) async fn pool_is_full(&self) {
+        until("the pool is full", async || {
+            let levels = self.app.pool.counters().levels;
+            levels.ready == levels.size && levels.starting == 0
+        })
+        .await;
+    }
+
+    /// Waits until so many machines are left, the template's included.
+    pub(crate) async fn machines_are(&self, count: u32) {
+        until("only the expected machines are left", async || self.vmm.alive() == count).await;
+    }
+
+    pub(crate) async fn is_gone(&self, id: &str) {
+        let path = format!("/v1/sandboxes/{id}");
+        until("the sandbox is gone", async || self.get(&path).await.status == StatusCode::NOT_FOUND).await;
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        self.keeper.abort();
+    }
+}
+
+impl Answer {
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {}", self.body))
+    }
+
+    /// The text of the one error body.
+    pub(crate) fn error(&self) -> String {
+        let body = self.json();
+        assert_eq!(body.as_object().unwrap().len(), 1, "{body}");
+        body["error"].as_str().unwrap().to_owned()
+    }
+}
+
+impl Stream {
+    /// The next bytes as they are sent.
+    pub(crate) async fn next_bytes(&mut self) -> Option<Bytes> {
+        self.0.next().await.map(|bytes| bytes.unwrap())
+    }
+
+    pub(crate) async fn rest(self) -> Vec<ExecEventKind> {
+        events(&self.rest_bytes().await)
+    }
+
+    pub(crate) async fn rest_bytes(mut self) -> String {
+        let mut text = Vec::new();
+        while let Some(bytes) = self.next_bytes().await {
+            text.extend_from_slice(&bytes);
+        }
+        String::from_utf8(text).unwrap()
+    }
+}
+
+/// The events of a stream; their numbers must follow each other.
+pub(crate) fn events(text: &str) -> Vec<ExecEventKind> {
+    let events = text.lines().filter(|line| !line.is_empty());
+    let events: Vec<ExecEvent> = events.map(|line| serde_json::from_str(line).unwrap()).collect();
+    for (index, event) in events.iter().enumerate() {
+        assert_eq!(event.seq, index as u64);
+    }
+    events.into_iter().map(|event| event.kind).collect()
+}
+
+pub(crate) fn json_request(path: &str, body: &Value) -> Request<Body> {
+    let body = Body::from(body.to_string());
+    Request::post(path).header("content-type", "application/json").body(body).unwrap()
+}
+
+/// Waits for a condition.
+pub(crate) async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+    let wait = async {
+        while !condition().await {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, wait).await.unwrap_or_else(|_| panic!("it did not come true that {what}"));
+}
+
+pub(crate) fn stdout(line: &str) -> ExecEventKind {
+    ExecEventKind::Stdout(line.to_owned())
+}
+
+pub(crate) fn stderr(line: &str) -> ExecEventKind {
+    ExecEventKind::Stderr(line.to_owned())
+}
+
+pub(crate) fn exit(code: i32) -> ExecEventKind {
+    ExecEventKind::Exit(code)
+}

@@ -1,0 +1,103 @@
+//! What holds for every request: errors, keys, limits, timing, the document.
+
+use crate::host::{Host, json_request};
+use axum::body::Body;
+use axum::http::{Request, StatusCode};
+use podflare_api::openapi::{self, ENDPOINTS, Method};
+use serde_json::json;
+
+#[tokio::test]
+async fn the_host_is_healthy_when_its_template_is_ready() {
+    let host = Host::start_without_template(&[]);
+    let answer = host.get("/v1/healthz").await;
+    assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
+    assert!(answer.error().starts_with("starting: "), "{}", answer.body);
+    let answer = host.post("/v1/sandboxes", &json!({})).await;
+    assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
+    assert!(answer.error().contains("starting"), "{}", answer.body);
+    let host = Host::start(&[]).await;
+    let answer = host.get("/v1/healthz").await;
+    assert_eq!((answer.status, answer.body.as_str()), (StatusCode::OK, "ok"));
+}
+
+#[tokio::test]
+async fn every_error_has_the_one_body_and_says_how_long_it_took() {
+    let host = Host::start(&[]).await;
+    let id = host.create().await;
+    let post = |path: &str, content_type: &str, body: &'static str| {
+        Request::post(path).header("content-type", content_type).body(Body::from(body)).unwrap()
+    };
+    let long = format!("{{\"template\": \"{}\"}}", "x".repeat(70_000));
+    let exec = format!("/v1/sandboxes/{id}/exec");
+    let cases = [
+        (Request::get("/nowhere").body(Body::empty()).unwrap(), StatusCode::NOT_FOUND),
+        (Request::get("/v1/sandboxes/x/y/z").body(Body::empty()).unwrap(), StatusCode::NOT_FOUND),
+        (Request::get("/v1/sandboxes/nonsense").body(Body::empty()).unwrap(), StatusCode::NOT_FOUND),
+        (Request::put("/v1/sandboxes").body(Body::empty()).unwrap(), StatusCode::METHOD_NOT_ALLOWED),
+        (Request::post("/v1/healthz").body(Body::empty()).unwrap(), StatusCode::METHOD_NOT_ALLOWED),
+        (post("/v1/sandboxes", "application/json", "{"), StatusCode::BAD_REQUEST),
+        (post("/v1/sandboxes", "application/json", "[]x"), StatusCode::BAD_REQUEST),
+        (post("/v1/sandboxes", "application/json", r#"{"ram_mib": -1}"#), StatusCode::BAD_REQUEST),
+        (post(&exec, "application/json; charset=utf-8", ""), StatusCode::BAD_REQUEST),
+        (post("/v1/sandboxes", "text/plain", "{}"), StatusCode::UNSUPPORTED_MEDIA_TYPE),
+        (Request::post(&exec).body(Body::from("{}")).unwrap(), StatusCode::UNSUPPORTED_MEDIA_TYPE),
+        (json_request("/v1/sandboxes", &serde_json::from_str(&long).unwrap()), StatusCode::PAYLOAD_TOO_LARGE),
+    ];
+    for (request, status) in cases {
+        let what = format!("{} {}", request.method(), request.uri());
+        let answer = host.send(request).await;
+        assert_eq!(answer.status, status, "{what}: {}", answer.body);
+        assert!(!answer.error().is_empty());
+        assert_eq!(answer.headers["content-type"], "application/json", "{what}");
+        assert!(answer.headers["server-timing"].to_str().unwrap().contains("total;dur="), "{what}");
+    }
+}
+
+#[tokio::test]
+async fn an_empty_body_is_an_empty_object() {
+    let host = Host::start(&[]).await;
+    let request = Request::post("/v1/sandboxes").header("content-type", "application/json");
+    assert_eq!(host.send(request.body(Body::empty()).unwrap()).await.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_host_with_keys_lets_nobody_else_in() {
+    let host = Host::start(&["--api-keys", "pf_live_one,pf_live_two"]).await;
+    let with = |value: &str| {
+        Request::get("/v1/sandboxes").header("authorization", value).body(Body::empty()).unwrap()
+    };
+    let answer = host.get("/v1/sandboxes").await;
+    assert_eq!(answer.status, StatusCode::UNAUTHORIZED);
+    assert_eq!(answer.error(), "missing Authorization: Bearer <key>");
+    let answer = host.send(with("Bearer pf_live_three")).await;
+    assert_eq!((answer.status, answer.error().as_str()), (StatusCode::UNAUTHORIZED, "invalid api key"));
+    assert_eq!(host.send(with("Bearer pf_live_two")).await.status, StatusCode::OK);
+    for open in ["/v1/healthz", "/openapi.json"] {
+        assert_eq!(host.get(open).await.status, StatusCode::OK, "{open}");
+    }
+    for endpoint in ENDPOINTS.iter().filter(|endpoint| !endpoint.open) {
+        let answer = host.send(request_to(endpoint.method, endpoint.path)).await;
+        assert_eq!(answer.status, StatusCode::UNAUTHORIZED, "{}", endpoint.path);
+    }
+}
+
+#[tokio::test]
+async fn every_documented_endpoint_is_served() {
+    let host = Host::start(&[]).await;
+    for endpoint in ENDPOINTS {
+        let answer = host.send(request_to(endpoint.method, endpoint.path)).await;
+        assert_ne!(answer.status, StatusCode::METHOD_NOT_ALLOWED, "{}", endpoint.path);
+        assert!(!answer.body.contains("there is nothing at"), "{}", endpoint.path);
+    }
+    assert_eq!(host.get("/openapi.json").await.body, openapi::document());
+}
+
+fn request_to(method: Method, path: &str) -> Request<Body> {
+    let path = path.replace("{id}", "a").replace("{parent}", "b").replace("{winner}", "c");
+    let request = match method {
+        Method::Get => Request::get(path),
+        Method::Post => Request::post(path),
+        Method::Delete => Request::delete(path),
+    };
+    request.body(Body::empty()).unwrap()
+}

@@ -1,0 +1,12 @@
+//! The HTTP API end to end, on machines in memory: one file per behaviour.
+
+#![cfg(test)]
+
+mod create;
+mod exec;
+mod fork;
+mod host;
+mod http;
+mod merge;
+mod pool;
+mod run;

@@ -1,0 +1,125 @@
+//! The daemon as a whole, on a real socket: start, serve, shut down.
+
+use crate::host::settings;
+use podflare_hostd::app::RunError;
+use podflare_hostd::vmm::fake::FakeVmm;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+struct Daemon {
+    address: SocketAddr,
+    vmm: FakeVmm,
+    stop: oneshot::Sender<()>,
+    running: JoinHandle<Result<(), RunError>>,
+}
+
+impl Daemon {
+    async fn start() -> Daemon {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let vmm = FakeVmm::default();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let shutdown = async { stopped.await.unwrap_or(()) };
+        let machines = Arc::new(vmm.clone());
+        let running = tokio::spawn(podflare_hostd::run(listener, settings(&[]), machines, shutdown));
+        Daemon { address, vmm, stop, running }
+    }
+
+    /// Sends a request and gives the connection back.
+    async fn request(&self, head: &str, body: &str) -> BufReader<TcpStream> {
+        let mut stream = TcpStream::connect(self.address).await.unwrap();
+        let len = body.len();
+        let request = format!(
+            "{head} HTTP/1.1\r\nhost: test\r\ncontent-type: application/json\r\ncontent-length: {len}\r\n\r\n{body}"
+        );
+        stream.write_all(request.as_bytes()).await.unwrap();
+        BufReader::new(stream)
+    }
+
+    async fn create(&self) -> String {
+        let wait = async {
+            loop {
+                let mut stream = self.request("POST /v1/sandboxes", "{}").await;
+                let body = read_answer(&mut stream).await;
+                if let Ok(created) = serde_json::from_str::<podflare_api::sandbox::SandboxCreated>(&body) {
+                    return created.id.to_string();
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), wait).await.unwrap()
+    }
+
+    async fn stop(self) -> Result<(), RunError> {
+        self.stop.send(()).unwrap();
+        tokio::time::timeout(Duration::from_secs(30), self.running).await.unwrap().unwrap()
+    }
+}
+
+/// The body of an answer with a length.
+async fn read_answer(stream: &mut BufReader<TcpStream>) -> String {
+    let mut len = 0;
+    loop {
+        let mut line = String::new();
+        stream.read_line(&mut line).await.unwrap();
+        if let Some(value) = line.strip_prefix("content-length: ") {
+            len = value.trim().parse().unwrap();
+        }
+        if line == "\r\n" {
+            let mut body = vec![0; len];
+            stream.read_exact(&mut body).await.unwrap();
+            return String::from_utf8(body).unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn shutting_down_ends_every_machine_and_tells_running_executions() {
+    let daemon = Daemon::start().await;
+    let id = daemon.create().await;
+    let code = r#"{"code": "print begun\nsleep 3600000"}"#;
+    let mut stream = daemon.request(&format!("POST /v1/sandboxes/{id}/exec"), code).await;
+    let mut line = String::new();
+    while !line.contains("begun") {
+        line.clear();
+        stream.read_line(&mut line).await.unwrap();
+    }
+    let vmm = daemon.vmm.clone();
+    daemon.stop().await.unwrap();
+    let mut rest = String::new();
+    stream.read_to_string(&mut rest).await.unwrap();
+    assert!(rest.contains("the sandbox has ended: the host is shutting down"), "{rest}");
+    assert!(rest.contains(r#""type":"exit","data":137"#), "{rest}");
+    assert!(rest.ends_with("0\r\n\r\n"), "the answer is whole: {rest}");
+    assert_eq!(vmm.alive(), 0);
+}
+
+#[tokio::test]
+async fn an_answer_begins_before_the_code_ends() {
+    let daemon = Daemon::start().await;
+    let id = daemon.create().await;
+    let code = r#"{"code": "sleep 3600000"}"#;
+    let mut stream = daemon.request(&format!("POST /v1/sandboxes/{id}/exec"), code).await;
+    let mut line = String::new();
+    stream.read_line(&mut line).await.unwrap();
+    assert_eq!(line, "HTTP/1.1 200 OK\r\n");
+    daemon.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_template_that_does_not_boot_ends_the_daemon_with_its_console() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let vmm = FakeVmm::default();
+    vmm.fail_boots(1);
+    let error = podflare_hostd::run(listener, settings(&[]), Arc::new(vmm.clone()), std::future::pending())
+        .await
+        .unwrap_err();
+    let source = std::error::Error::source(&error).unwrap().to_string();
+    assert!(source.contains("Kernel panic - not syncing: no root disk"), "{source}");
+    assert_eq!(vmm.alive(), 0);
+}
