@@ -38,7 +38,7 @@ test-units: setup ## Run the tests that need no virtual machine
 	cargo test --release --workspace --exclude podflare-e2e
 
 test-vms: build ## Run the tests on virtual machines, natively or in an emulated host
-	CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER=$(BIN)/host-run cargo test --release -p podflare-e2e --tests
+	RUST_TEST_THREADS=1 CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER=$(BIN)/host-run cargo test --release -p podflare-e2e --tests
 
 test-sdk: build ## Run the SDK's tests and the published SDK's against a host of their own
 	scripts/test-sdk

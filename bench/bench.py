@@ -107,10 +107,10 @@ class Bench:
 def pool_is_full(capacity: dict[str, object]) -> bool:
     """Read the default template's counters out of `GET /v1/capacity`."""
     templates = capacity.get("templates")
-    pool = templates.get("default") if isinstance(templates, dict) else None
-    if not isinstance(pool, dict) or "ready" not in pool:
-        raise PodflareError(f"The host does not tell how many VMs are ready: {json.dumps(capacity)[:200]}")
-    return bool(pool["ready"] >= max(1, pool.get("target", 1)))
+    for pool in templates if isinstance(templates, list) else []:
+        if pool["template"] == "default":
+            return bool(pool["pool_ready"] >= max(1, pool["pool_size"]))
+    raise PodflareError(f"The host does not tell how many VMs are ready: {json.dumps(capacity)[:200]}")
 
 
 def healthz(bench: Bench) -> Sample:

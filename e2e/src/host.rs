@@ -2,6 +2,7 @@
 
 use crate::place;
 use crate::wait::until;
+use podflare_api::capacity::Capacity;
 use podflare_api::exec::{ExecEvent, ExecEventKind};
 use podflare_api::id::SandboxId;
 use podflare_api::sandbox::{Forked, SandboxCreated, SandboxList, SandboxView};
@@ -106,9 +107,11 @@ impl Host {
         answer.body_mut().read_json().unwrap()
     }
 
-    /// `GET /v1/capacity`, as it is.
-    pub fn capacity(&self) -> Value {
-        self.http.get(self.url("/v1/capacity")).call().unwrap().body_mut().read_json().unwrap()
+    /// Sandboxes that the pool of the one template has ready.
+    pub fn pool_ready(&self) -> u32 {
+        let mut answer = self.http.get(self.url("/v1/capacity")).call().unwrap();
+        let capacity: Capacity = answer.body_mut().read_json().unwrap();
+        capacity.templates[0].pool_ready
     }
 
     pub fn python(&self, id: &SandboxId, code: &str) -> Result<Output, Refusal> {

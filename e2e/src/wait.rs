@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 pub const DEADLINE: Duration = Duration::from_secs(120);
-const PAUSE: Duration = Duration::from_millis(2);
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// Asks until there is an answer.
 ///

@@ -22,17 +22,13 @@ fn wait_for_vmms(before: &[u32], count: usize) -> Vec<u32> {
     })
 }
 
-fn ready_members(host: &Host) -> u64 {
-    host.capacity()["templates"]["default"]["ready"].as_u64().unwrap()
-}
-
 #[test]
 fn a_hundred_rounds_of_create_fork_merge_close_leave_nothing_behind() {
     let others = of_program(VMM);
     let host = Host::start(1);
     let hostd = host.process.id();
     let settle = || {
-        until("the pool to be full", || (ready_members(&host) == 1).then_some(()));
+        until("the pool to be full", || (host.pool_ready() == 1).then_some(()));
         // The template and one pool member.
         wait_for_vmms(&others, 2);
     };

@@ -82,11 +82,15 @@ impl Channel {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
         let flags = RecvFlags::CMSG_CLOEXEC;
-        let received = match recvmsg(&self.0, &mut [IoSliceMut::new(&mut bytes)], &mut ancillary, flags) {
-            Ok(received) => received,
-            Err(Errno::AGAIN) => return Err(ChannelError::WouldBlock),
-            Err(Errno::CONNRESET) => return Err(ChannelError::Closed),
-            Err(errno) => return Err(ChannelError::Os(errno)),
+        let received = loop {
+            match recvmsg(&self.0, &mut [IoSliceMut::new(&mut bytes)], &mut ancillary, flags) {
+                Ok(received) => break received,
+                Err(Errno::AGAIN) => return Err(ChannelError::WouldBlock),
+                // Said once, when the other side has closed without reading everything; what it had
+                // sent before still follows, and then the end.
+                Err(Errno::CONNRESET) => {}
+                Err(errno) => return Err(ChannelError::Os(errno)),
+            }
         };
         let mut descriptors = Vec::new();
         for message in ancillary.drain() {
@@ -170,6 +174,16 @@ mod tests {
         drop(here);
         assert!(matches!(there.receive(16), Err(ChannelError::Closed)));
         assert!(matches!(there.send(b"x", &[]), Err(ChannelError::Closed)));
+    }
+
+    #[test]
+    fn the_last_words_of_a_side_that_did_not_listen_arrive() {
+        let (here, there) = Channel::pair().unwrap();
+        here.send(b"a question", &[]).unwrap();
+        there.send(b"last words", &[]).unwrap();
+        drop(there);
+        assert_eq!(here.receive(16).unwrap().0, b"last words");
+        assert!(matches!(here.receive(16), Err(ChannelError::Closed)));
     }
 
     #[test]

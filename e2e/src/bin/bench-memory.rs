@@ -10,9 +10,7 @@ const MEMBERS: u32 = 4;
 fn main() {
     let others = of_program("podflare-vmm");
     let host = Host::start(MEMBERS);
-    until("the pool to be full", || {
-        (host.capacity()["templates"]["default"]["ready"] == MEMBERS).then_some(())
-    });
+    until("the pool to be full", || (host.pool_ready() == MEMBERS).then_some(()));
     println!("| VMM process | proportional KiB | private dirty KiB |\n|---|---|---|");
     let vmms = of_program("podflare-vmm").into_iter().filter(|pid| !others.contains(pid));
     for (number, pid) in vmms.enumerate() {
