@@ -11,7 +11,7 @@ PODFLARE := $(BIN)/podflare
 PYTHON := $(CURDIR)/.venv/sdk/bin
 URL := http://127.0.0.1:7070
 
-.PHONY: help setup build up down demo test test-units test-vms test-sdk bench bench-vmm lint fmt clean
+.PHONY: help setup build up down demo test test-units test-tiny test-vms test-sdk bench bench-vmm lint fmt clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,13 +32,18 @@ demo: up ## Start the host and run the core loop on it
 	PODFLARE_HOSTD_URL=$(URL) PODFLARE_API_URL=$(URL) $(PYTHON)/python examples/core_loop.py
 	@echo "The host stays up at $(URL) for more; \`make down\` stops it."
 
-test: lint test-units test-vms test-sdk ## Run every check and test
+test: lint test-units test-tiny test-vms test-sdk ## Run every check and test
 
 test-units: setup ## Run the tests that need no virtual machine
 	cargo test --release --workspace --exclude podflare-e2e
+	cargo test --release -p podflare-e2e --lib
+	@if [ -w /dev/kvm ]; then $(MAKE) test-tiny; else echo "No /dev/kvm here: the tiny guest runs in the emulated host only."; fi
+
+test-tiny: build ## Run the tests of the VMM with a tiny guest on this machine's own KVM
+	PODFLARE_BIN_DIR=$(BIN) cargo test --release -p podflare-e2e --test tiny_guest
 
 test-vms: build ## Run the tests on virtual machines, natively or in an emulated host
-	RUST_TEST_THREADS=1 CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER=$(BIN)/host-run cargo test --release -p podflare-e2e --tests
+	RUST_TEST_THREADS=1 CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER=$(BIN)/host-run cargo test --release -p podflare-e2e --test '*'
 
 test-sdk: build ## Run the SDK's tests and the published SDK's against a host of their own
 	scripts/test-sdk

@@ -8,7 +8,7 @@ use config::{Choice, Config};
 use podflare_emulated_host::job::{Job, Share};
 use podflare_emulated_host::places::Places;
 use podflare_emulated_host::probe::Probe;
-use podflare_emulated_host::run::JobRun;
+use podflare_emulated_host::run::{JobError, JobRun};
 use podflare_image::cache::Cache;
 use podflare_image::definition::{GuestDefinition, HostDefinition};
 use podflare_image::guest::GuestImage;
@@ -98,7 +98,7 @@ impl Task {
             holder: Some(&holder),
             time_limit: self.config.time_limit,
         };
-        Ok(ExitCode::from(run.run(io::stdout(), io::stderr())?))
+        Ok(ExitCode::from(run_or_try_again(&run)?))
     }
 
     fn settings(&self, rootfs: &Path) -> [(&'static str, OsString); 3] {
@@ -127,6 +127,18 @@ impl Task {
             shares.push(Share::writable(&results.canonicalize()?));
         }
         Ok(shares)
+    }
+}
+
+/// An emulated host's own kernel can die under emulation, which says nothing about the job: the job is done
+/// once more, from the beginning, in a new one. Whatever the job itself does is never repeated.
+fn run_or_try_again(run: &JobRun<'_>) -> Result<u8, JobError> {
+    match run.run(io::stdout(), io::stderr()) {
+        Err(died @ JobError::Died { .. }) => {
+            say(&format!("{died}\nhost-run: starting the whole job again, in a new emulated host"));
+            run.run(io::stdout(), io::stderr())
+        }
+        result => result,
     }
 }
 

@@ -17,7 +17,7 @@ use crate::devices::virtio::block::disk::DiskError;
 use crate::devices::virtio::vsock::{ConnectError, host_port_of};
 use crate::kvm::state::{MachineState, StateError, restore, save};
 use crate::kvm::vcpu::{Stop, VcpuThread};
-use crate::kvm::vm::{self, KvmError, Platform, Vm};
+use crate::kvm::vm::{InterruptLines, KvmError, Platform, Vm};
 use crate::memory::GuestMemory;
 use podflare_wire::control::{EndReason, Inspection, Thawed};
 use rustix::process::Pid;
@@ -42,6 +42,7 @@ pub(crate) struct Body {
 pub(crate) struct Running {
     body: Body,
     vm: Arc<kvm_ioctls::VmFd>,
+    lines: Arc<InterruptLines>,
     threads: Vec<VcpuThread>,
     poller: Arc<Epoll>,
     ended: EventFd,
@@ -129,10 +130,11 @@ impl Running {
             Err(error) => return Err((body, StartError::Descriptors(error))),
         };
         let Vm { fd, vcpus } = vm;
-        let mut running = Running { body, vm: fd, threads: Vec::new(), poller, ended };
+        let lines = Arc::new(InterruptLines::of(fd.clone()));
+        let mut running = Running { body, vm: fd, lines, threads: Vec::new(), poller, ended };
         running.body.devices.set_poller(Some(running.poller.clone()));
         for gsi in running.body.devices.serve_all_queues() {
-            vm::raise(&running.vm, gsi);
+            running.lines.raise(gsi);
         }
         match running.start_threads(vcpus) {
             Ok(()) => Ok(running),
@@ -201,7 +203,7 @@ impl Running {
 
     fn raise(&self, gsi: Option<u32>) {
         if let Some(gsi) = gsi {
-            vm::raise(&self.vm, gsi);
+            self.lines.raise(gsi);
         }
     }
 
@@ -241,7 +243,7 @@ impl Running {
     fn start_threads(&mut self, vcpus: Vec<kvm_ioctls::VcpuFd>) -> Result<(), StartError> {
         for vcpu in vcpus {
             let ended = self.ended.try_clone().map_err(StartError::Descriptors)?;
-            let thread = VcpuThread::start(vcpu, self.vm.clone(), self.body.devices.clone(), ended)
+            let thread = VcpuThread::start(vcpu, self.lines.clone(), self.body.devices.clone(), ended)
                 .map_err(StartError::Thread)?;
             self.threads.push(thread);
         }

@@ -1,8 +1,8 @@
 //! A vCPU's thread: runs the guest, serves its accesses to devices, and ends by returning the vCPU.
 
-use super::vm;
+use super::vm::InterruptLines;
 use crate::devices::Devices;
-use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
+use kvm_ioctls::{VcpuExit, VcpuFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::thread::JoinHandle;
@@ -58,7 +58,7 @@ impl VcpuThread {
     /// Runs the vCPU until it is stopped; `ended` is signalled if it stops by itself.
     pub(crate) fn start(
         mut vcpu: VcpuFd,
-        vm: Arc<VmFd>,
+        lines: Arc<InterruptLines>,
         devices: Arc<Devices>,
         ended: EventFd,
     ) -> std::io::Result<VcpuThread> {
@@ -66,7 +66,7 @@ impl VcpuThread {
         immediate_exit.get().store(0, Ordering::Release);
         let thread =
             std::thread::Builder::new().name("vcpu".into()).stack_size(STACK_LEN).spawn(move || {
-                let stop = run(&mut vcpu, immediate_exit, &vm, &devices);
+                let stop = run(&mut vcpu, immediate_exit, &lines, &devices);
                 if stop != Stop::Asked {
                     // The counter cannot overflow: each vCPU ends once.
                     let written = ended.write(1);
@@ -90,18 +90,18 @@ impl VcpuThread {
     }
 }
 
-fn run(vcpu: &mut VcpuFd, immediate_exit: ImmediateExit, vm: &VmFd, devices: &Devices) -> Stop {
+fn run(vcpu: &mut VcpuFd, immediate_exit: ImmediateExit, lines: &InterruptLines, devices: &Devices) -> Stop {
     loop {
         match vcpu.run() {
             Ok(VcpuExit::MmioWrite(address, data)) => {
                 if let Some(gsi) = devices.mmio_write(address, data) {
-                    vm::raise(vm, gsi);
+                    lines.raise(gsi);
                 }
             }
             Ok(VcpuExit::MmioRead(address, data)) => devices.mmio_read(address, data),
             Ok(VcpuExit::IoOut(port, data)) => {
                 if let Some(gsi) = devices.port_write(port, data) {
-                    vm::raise(vm, gsi);
+                    lines.raise(gsi);
                 }
             }
             Ok(VcpuExit::IoIn(port, data)) => devices.port_read(port, data),

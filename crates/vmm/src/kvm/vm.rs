@@ -6,7 +6,7 @@ use crate::memory::GuestMemory;
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, KVM_MAX_MSR_ENTRIES, Msrs, kvm_msr_entry};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 
 #[derive(Debug, thiserror::Error)]
@@ -120,12 +120,28 @@ pub fn hold() -> Result<impl Sized, KvmError> {
     Ok((vm, vcpu))
 }
 
-/// Raises an edge-triggered line. The ioctl has delivered the interrupt when it returns, so that no
-/// interrupt is under way outside the state that a fork saves.
-pub(crate) fn raise(fd: &VmFd, gsi: u32) {
-    for active in [true, false] {
-        // It fails only for lines that do not exist, and lines are constants.
-        let result = fd.set_irq_line(gsi, active);
-        debug_assert!(result.is_ok(), "line {gsi}: {result:?}");
+/// The interrupt lines of a running machine: all are edge-triggered.
+#[derive(Debug)]
+pub(crate) struct InterruptLines {
+    fd: Arc<VmFd>,
+    /// Held for one pulse. Two threads' pulses on one line must not overlap: while the first keeps the
+    /// line high, the guest may have served the interrupt already, and the second would make no edge.
+    pulse: Mutex<()>,
+}
+
+impl InterruptLines {
+    pub(crate) fn of(fd: Arc<VmFd>) -> InterruptLines {
+        InterruptLines { fd, pulse: Mutex::new(()) }
+    }
+
+    /// Raises a line. The ioctl has delivered the interrupt when it returns, so that no interrupt is under
+    /// way outside the state that a fork saves.
+    pub(crate) fn raise(&self, gsi: u32) {
+        let _pulse = self.pulse.lock().unwrap_or_else(PoisonError::into_inner);
+        for active in [true, false] {
+            // It fails only for lines that do not exist, and lines are constants.
+            let result = self.fd.set_irq_line(gsi, active);
+            debug_assert!(result.is_ok(), "line {gsi}: {result:?}");
+        }
     }
 }
