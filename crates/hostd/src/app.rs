@@ -9,7 +9,7 @@ use crate::sandbox::registry::Registry;
 use crate::sandbox::state::EndCause;
 use crate::sandbox::{Identity, Lineage, Sandbox};
 use crate::template::{self, Availability, BootError, Template};
-use crate::vmm::Vmm;
+use crate::vmm::{Vmm, VmmError};
 use axum::serve::ListenerExt;
 use std::borrow::Cow;
 use std::future::IntoFuture;
@@ -146,7 +146,7 @@ impl App {
         template: &Template,
     ) -> Result<(Sandbox, CopyTimes), CopyError> {
         let (mut copies, times) = copies::copy(&*template.machine, 1).await?;
-        let copy = copies.pop().ok_or(CopyError::Timeout)?;
+        let copy = copies.pop().ok_or(CopyError::Vmm(VmmError::Ended))?;
         let lineage = Lineage { shape: template.shape.clone(), parent: None, generation: 1 };
         Ok((self.launch(copy, lineage), times))
     }

@@ -4,6 +4,7 @@
 //! the last one itself. All commands are on their way before the first answer is waited for.
 
 use super::agent::{AgentConnection, AgentError};
+use crate::chain::chain;
 use crate::phases::Phases;
 use crate::vmm::{Fork, ForkTimes, GuestStream, Machine, Pending, ThawTimes, VmmError};
 use futures_util::future::try_join_all;
@@ -12,8 +13,9 @@ use podflare_wire::guest::AGENT_PORT;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How long copies may take in all. The published SDK waits 60 s for a fork.
-const COPY_TIMEOUT: Duration = Duration::from_secs(45);
+/// How long copies may take, at the first attempt and at the second. The published SDK waits 60 s for a
+/// fork.
+const COPY_TIMEOUTS: [Duration; 2] = [Duration::from_secs(15), Duration::from_secs(30)];
 
 /// Digits of a sandbox's id in its guest's hostname.
 const HOSTNAME_DIGITS: usize = 12;
@@ -40,15 +42,44 @@ pub enum CopyError {
     Vmm(#[from] VmmError),
     #[error("A copy was not made its own, so it was ended")]
     Renew(#[from] AgentError),
-    #[error("A copy did not answer within {} s, so it was ended", COPY_TIMEOUT.as_secs())]
-    Timeout,
+    #[error("A copy did not answer within {} s, so it was ended", limit.as_secs())]
+    Timeout { limit: Duration },
+}
+
+impl CopyError {
+    /// The copy died or stood still, and nobody has refused anything.
+    fn is_of_first_moments(&self) -> bool {
+        match self {
+            CopyError::Timeout { .. } => true,
+            CopyError::Renew(error) => matches!(error, AgentError::Closed | AgentError::Io(_)),
+            CopyError::Vmm(error) => matches!(error, VmmError::Ended),
+        }
+    }
 }
 
 /// Makes `count` copies, or none. Copies that are not returned end.
+///
+/// A copy's guest can die or stand still in its first moments, as any machine can. Nobody has it yet, so
+/// all copies are made once more, of a later moment. What the source or the agent refuses is final.
 pub async fn copy(source: &dyn Machine, count: u32) -> Result<(Vec<OwnCopy>, CopyTimes), CopyError> {
+    let [first, second] = COPY_TIMEOUTS;
+    match attempt(source, count, first).await {
+        Err(error) if error.is_of_first_moments() => {
+            tracing::warn!(error = %chain(&error), "Making the copies once more");
+            attempt(source, count, second).await
+        }
+        result => result,
+    }
+}
+
+async fn attempt(
+    source: &dyn Machine,
+    count: u32,
+    limit: Duration,
+) -> Result<(Vec<OwnCopy>, CopyTimes), CopyError> {
     let starting = start(source, count)?;
     let settled = try_join_all(starting.into_iter().map(Starting::settle));
-    let settled = tokio::time::timeout(COPY_TIMEOUT, settled).await.map_err(|_| CopyError::Timeout)??;
+    let settled = tokio::time::timeout(limit, settled).await.map_err(|_| CopyError::Timeout { limit })??;
     let mut slowest = CopyTimes::default();
     let mut copies = Vec::with_capacity(settled.len());
     for (copy, times) in settled {

@@ -100,6 +100,20 @@ async fn if_one_child_is_not_renewed_there_are_none() {
 }
 
 #[tokio::test]
+async fn children_that_die_at_once_are_made_once_more_and_no_oftener() {
+    let host = Host::start(&["--pool-size", "0"]).await;
+    let parent = host.create().await;
+    host.vmm.die_of_thaws(1);
+    assert_eq!(host.fork(&parent, 5).await.len(), 5);
+    host.machines_are(7).await;
+
+    host.vmm.die_of_thaws(10);
+    let answer = host.post(&format!("/v1/sandboxes/{parent}/fork"), &json!({"n": 5})).await;
+    assert_eq!(answer.status, StatusCode::INTERNAL_SERVER_ERROR);
+    host.machines_are(7).await;
+}
+
+#[tokio::test]
 async fn a_sandbox_that_is_not_there_has_no_children() {
     let host = Host::start(&[]).await;
     for id in ["sbx_00000000000000000000000000000000", "nonsense"] {

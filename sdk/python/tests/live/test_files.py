@@ -59,7 +59,7 @@ def test_an_upload_onto_a_folder_is_an_oserror_with_its_path(sandbox: Sandbox) -
 
 
 def test_a_full_disk_is_an_oserror_and_nothing_else(sandbox: Sandbox, bystander: Sandbox) -> None:
-    bash(sandbox, "fallocate -l $(($(stat -f -c '%f*%S' /) - 2000000)) /root/filler")
+    bash(sandbox, "fallocate -l $(($(stat -f -c '%f*%S' /) - 20000000)) /root/filler")
     with pytest.raises(FileTransferError) as caught:
         sandbox.upload(bytes(8 << 20), "/root/file")
     assert caught.value.errno == errno.ENOSPC

@@ -31,6 +31,7 @@ struct World {
     alive: AtomicU32,
     renewals_to_refuse: AtomicU32,
     boots_to_fail: AtomicU32,
+    thaws_to_die_of: AtomicU32,
 }
 
 impl FakeVmm {
@@ -47,6 +48,11 @@ impl FakeVmm {
     /// The next so many machines end while they boot.
     pub fn fail_boots(&self, count: u32) {
         self.0.boots_to_fail.store(count, Ordering::SeqCst);
+    }
+
+    /// The next so many machines end as soon as they run.
+    pub fn die_of_thaws(&self, count: u32) {
+        self.0.thaws_to_die_of.store(count, Ordering::SeqCst);
     }
 }
 
@@ -175,6 +181,9 @@ impl Machine for FakeMachine {
 
     fn thaw(&self) -> Pending<ThawTimes> {
         let thawed = self.core.change(&State::Frozen, State::Running).map(|()| ThawTimes::default());
+        if thawed.is_ok() && World::takes(&self.core.world.thaws_to_die_of) {
+            self.core.end(Ending::Told { reason: EndReason::Reset, console_tail: Vec::new() });
+        }
         ready(thawed).boxed()
     }
 
