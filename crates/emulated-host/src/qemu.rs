@@ -72,7 +72,6 @@ impl CommandLine<'_> {
 
     fn processor_and_memory(&self, arguments: &mut Arguments) {
         arguments.words("-nodefaults -no-user-config -nographic -no-reboot -M pc");
-        // A single-threaded TCG never comes up with two processors.
         arguments.words("-accel tcg,thread=multi");
         // A quarter faster than `max`: fewer features for kernel and KVM to handle.
         arguments.words("-cpu EPYC,+svm,+npt");
@@ -167,7 +166,7 @@ mod tests {
 
     fn arguments(shares: &[Share], forwarded: Option<SocketAddr>) -> Vec<String> {
         let command_line = CommandLine {
-            machine: Machine { memory_mib: 4096, processors: 2 },
+            machine: Machine { memory_mib: 4096, processors: 1 },
             vmlinux: Path::new("/images/a,b/vmlinux"),
             initramfs: Path::new("/images/a,b/initramfs.cpio"),
             shares,

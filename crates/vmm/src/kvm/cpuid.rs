@@ -9,8 +9,9 @@ const VMX_ECX: u32 = 1 << 5;
 const SVM_ECX: u32 = 1 << 2;
 const HYPER_THREADING_EDX: u32 = 1 << 28;
 
-/// KVM_FEATURE_ASYNC_PF, _ASYNC_PF_VMEXIT, _ASYNC_PF_INT: page faults answered later.
-const ASYNC_PF_EAX: u32 = 1 << 4 | 1 << 10 | 1 << 14;
+/// KVM_FEATURE_ASYNC_PF, _ASYNC_PF_VMEXIT, _ASYNC_PF_INT (page faults answered later) and _PV_UNHALT (a kick
+/// that a vCPU finds when it halts): KVM keeps state for them that a fork could not save.
+const UNSAVED_STATE_EAX: u32 = 1 << 4 | 1 << 7 | 1 << 10 | 1 << 14;
 
 const LEVEL_SMT: u32 = 1 << 8;
 const LEVEL_CORE: u32 = 2 << 8;
@@ -45,7 +46,7 @@ pub(crate) fn for_vcpu(supported: &CpuId, index: u8, count: u8) -> CpuId {
                     level => (0, 0, level),
                 };
             }
-            0x4000_0001 => leaf.eax &= !ASYNC_PF_EAX,
+            0x4000_0001 => leaf.eax &= !UNSAVED_STATE_EAX,
             0x8000_0001 => leaf.ecx &= !SVM_ECX,
             0x8000_0008 => leaf.ecx = (leaf.ecx & !0xf0ff) | (cores - 1) | apic_id_bits << 12,
             0x8000_001e => (leaf.eax, leaf.ebx, leaf.ecx) = (apic_id, apic_id, 0),
