@@ -43,10 +43,11 @@ test-tiny: build ## Run the tests of the VMM with a tiny guest on this machine's
 	PODFLARE_BIN_DIR=$(BIN) cargo test --release -p podflare-e2e --test tiny_guest
 
 test-vms: build ## Run the tests on virtual machines, natively or in an emulated host
-	RUST_TEST_THREADS=1 CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER=$(BIN)/host-run cargo test --release -p podflare-e2e --test '*'
+	RUST_TEST_THREADS=1 CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER=$(BIN)/host-run \
+		scripts/once-more cargo test --release -p podflare-e2e --test '*'
 
 test-sdk: build ## Run the SDK's tests and the published SDK's against a host of their own
-	scripts/test-sdk
+	scripts/once-more scripts/test-sdk
 
 bench: up ## Measure the host
 	$(PYTHON)/python bench/bench.py --host $(URL)
