@@ -32,7 +32,7 @@ demo: up ## Start the host and run the core loop on it
 	PODFLARE_HOSTD_URL=$(URL) PODFLARE_API_URL=$(URL) $(PYTHON)/python examples/core_loop.py
 	@echo "The host stays up at $(URL) for more; \`make down\` stops it."
 
-test: lint test-units test-tiny test-vms test-sdk ## Run every check and test
+test: lint test-units test-vms test-sdk ## Run every check and test
 
 test-units: setup ## Run the tests that need no virtual machine
 	cargo test --release --workspace --exclude podflare-e2e
