@@ -54,6 +54,7 @@ bench: up ## Measure the host
 
 bench-vmm: build ## Measure the VMM's fork natively, and what an idle sandbox costs
 	PODFLARE_BIN_DIR=$(BIN) $(BIN)/bench-tiny-fork
+	$(BIN)/host-run $(BIN)/bench-guest-fork
 	$(BIN)/host-run $(BIN)/bench-memory
 
 lint: setup ## Check format and lints
