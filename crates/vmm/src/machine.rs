@@ -227,7 +227,7 @@ impl Running {
             }
         }
         let vm = Vm { fd: self.vm.clone(), vcpus };
-        match save(&vm, self.body.platform.msr_indices()) {
+        match save(&vm, self.body.platform.reset_msrs()) {
             Ok(state) => Ok((vm, state)),
             Err(error) => {
                 self.start_threads(vm.vcpus)?;
@@ -282,7 +282,7 @@ impl Frozen {
         };
         let build_us = micros(building);
         let restoring = Instant::now();
-        if let Err(error) = restore(&vm, &state) {
+        if let Err(error) = restore(&vm, &state, body.platform.reset_msrs()) {
             return Err((Box::new(Frozen { body, state }), error.into()));
         }
         match Running::start(body, vm, control) {

@@ -12,6 +12,9 @@ use kvm_ioctls::{VcpuFd, VmFd};
 const MSR_IA32_TSC: u32 = 0x10;
 const MSR_IA32_TSC_DEADLINE: u32 = 0x6e0;
 
+/// For errors.
+const MSRS: &str = "model-specific registers";
+
 #[derive(Debug, thiserror::Error)]
 #[error("KVM could not {action} the {part}")]
 pub(crate) struct StateError {
@@ -36,7 +39,7 @@ struct VcpuState {
     xcrs: kvm_xcrs,
     debug_regs: kvm_debugregs,
     lapic: kvm_lapic_state,
-    msrs: Msrs,
+    msrs: Vec<kvm_msr_entry>,
     events: kvm_vcpu_events,
 }
 
@@ -49,8 +52,8 @@ fn restoring(part: &'static str) -> impl Fn(kvm_ioctls::Error) -> StateError {
 }
 
 /// The machine as it stands. Its vCPUs must not run, and must have finished their last instruction.
-pub(crate) fn save(vm: &Vm, msr_indices: &[u32]) -> Result<MachineState, StateError> {
-    let vcpus = vm.vcpus.iter().map(|vcpu| save_vcpu(vcpu, msr_indices)).collect::<Result<_, _>>()?;
+pub(crate) fn save(vm: &Vm, reset_msrs: &[kvm_msr_entry]) -> Result<MachineState, StateError> {
+    let vcpus = vm.vcpus.iter().map(|vcpu| save_vcpu(vcpu, reset_msrs)).collect::<Result<_, _>>()?;
     let chips = [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_IRQCHIP_IOAPIC]
         .into_iter()
         .map(|chip_id| {
@@ -64,14 +67,14 @@ pub(crate) fn save(vm: &Vm, msr_indices: &[u32]) -> Result<MachineState, StateEr
 }
 
 /// Gives a new VM the saved state. The order matters where it says so.
-pub(crate) fn restore(vm: &Vm, state: &MachineState) -> Result<(), StateError> {
+pub(crate) fn restore(vm: &Vm, state: &MachineState, reset_msrs: &[kvm_msr_entry]) -> Result<(), StateError> {
     for chip in &state.chips {
         vm.fd.set_irqchip(chip).map_err(restoring("interrupt chips"))?;
     }
     // Before any vCPU runs: the guest must not see its clock jump.
     set_clock(&vm.fd, state.clock_ns)?;
     for (vcpu, state) in vm.vcpus.iter().zip(&state.vcpus) {
-        restore_vcpu(vcpu, state)?;
+        restore_vcpu(vcpu, state, reset_msrs)?;
     }
     Ok(())
 }
@@ -81,7 +84,7 @@ fn set_clock(fd: &VmFd, clock_ns: u64) -> Result<(), StateError> {
     fd.set_clock(&kvm_clock_data { clock: clock_ns, ..Default::default() }).map_err(restoring("clock"))
 }
 
-fn save_vcpu(vcpu: &VcpuFd, msr_indices: &[u32]) -> Result<VcpuState, StateError> {
+fn save_vcpu(vcpu: &VcpuFd, reset_msrs: &[kvm_msr_entry]) -> Result<VcpuState, StateError> {
     // Asking for the run state first makes KVM settle what the local APIC still has to deliver.
     let mp_state = vcpu.get_mp_state().map_err(saving("run state"))?;
     Ok(VcpuState {
@@ -92,12 +95,12 @@ fn save_vcpu(vcpu: &VcpuFd, msr_indices: &[u32]) -> Result<VcpuState, StateError
         xcrs: vcpu.get_xcrs().map_err(saving("extended control registers"))?,
         debug_regs: vcpu.get_debug_regs().map_err(saving("debug registers"))?,
         lapic: vcpu.get_lapic().map_err(saving("local APIC"))?,
-        msrs: save_msrs(vcpu, msr_indices)?,
+        msrs: save_msrs(vcpu, reset_msrs)?,
         events: vcpu.get_vcpu_events().map_err(saving("pending events"))?,
     })
 }
 
-fn restore_vcpu(vcpu: &VcpuFd, state: &VcpuState) -> Result<(), StateError> {
+fn restore_vcpu(vcpu: &VcpuFd, state: &VcpuState, reset_msrs: &[kvm_msr_entry]) -> Result<(), StateError> {
     vcpu.set_mp_state(state.mp_state).map_err(restoring("run state"))?;
     vcpu.set_regs(&state.regs).map_err(restoring("registers"))?;
     vcpu.set_sregs(&state.sregs).map_err(restoring("system registers"))?;
@@ -108,10 +111,7 @@ fn restore_vcpu(vcpu: &VcpuFd, state: &VcpuState) -> Result<(), StateError> {
     vcpu.set_debug_regs(&state.debug_regs).map_err(restoring("debug registers"))?;
     // The local APIC before the MSRs: one of them is its timer's deadline.
     vcpu.set_lapic(&state.lapic).map_err(restoring("local APIC"))?;
-    let set = vcpu.set_msrs(&state.msrs).map_err(restoring("model-specific registers"))?;
-    if set != state.msrs.as_slice().len() {
-        return Err(restoring("model-specific registers")(kvm_ioctls::Error::new(libc::EINVAL)));
-    }
+    restore_msrs(vcpu, &state.msrs, reset_msrs)?;
     vcpu.set_vcpu_events(&state.events).map_err(restoring("pending events"))?;
     // Tells a kvm-clock guest that it stood still, so that its watchdogs stay quiet; EINVAL says that
     // the guest has no kvm-clock.
@@ -121,18 +121,33 @@ fn restore_vcpu(vcpu: &VcpuFd, state: &VcpuState) -> Result<(), StateError> {
     }
 }
 
-fn save_msrs(vcpu: &VcpuFd, indices: &[u32]) -> Result<Msrs, StateError> {
-    let part = "model-specific registers";
-    let entries: Vec<_> =
-        indices.iter().map(|index| kvm_msr_entry { index: *index, ..Default::default() }).collect();
-    let too_many = |_| saving(part)(kvm_ioctls::Error::new(libc::E2BIG));
-    let mut msrs = Msrs::from_entries(&entries).map_err(too_many)?;
-    let read = vcpu.get_msrs(&mut msrs).map_err(saving(part))?;
-    if read != entries.len() {
-        return Err(saving(part)(kvm_ioctls::Error::new(libc::EIO)));
+fn save_msrs(vcpu: &VcpuFd, reset_msrs: &[kvm_msr_entry]) -> Result<Vec<kvm_msr_entry>, StateError> {
+    let failed = saving(MSRS);
+    let mut msrs = msr_list(reset_msrs).map_err(&failed)?;
+    let read = vcpu.get_msrs(&mut msrs).map_err(&failed)?;
+    if read != reset_msrs.len() {
+        return Err(failed(kvm_ioctls::Error::new(libc::EIO)));
     }
-    let settled = settle_timer(msrs.as_slice());
-    Msrs::from_entries(&settled).map_err(too_many)
+    Ok(settle_timer(msrs.as_slice()))
+}
+
+/// Writes those that a new vCPU does not have already: some hosts complain of a write even so.
+fn restore_msrs(
+    vcpu: &VcpuFd,
+    saved: &[kvm_msr_entry],
+    reset_msrs: &[kvm_msr_entry],
+) -> Result<(), StateError> {
+    let failed = restoring(MSRS);
+    let changed: Vec<_> = saved.iter().filter(|msr| !reset_msrs.contains(msr)).copied().collect();
+    let written = vcpu.set_msrs(&msr_list(&changed).map_err(&failed)?).map_err(&failed)?;
+    if written != changed.len() {
+        return Err(failed(kvm_ioctls::Error::new(libc::EINVAL)));
+    }
+    Ok(())
+}
+
+fn msr_list(entries: &[kvm_msr_entry]) -> Result<Msrs, kvm_ioctls::Error> {
+    Msrs::from_entries(entries).map_err(|_| kvm_ioctls::Error::new(libc::E2BIG))
 }
 
 /// The local APIC's timer deadline, last (its meaning depends on the other registers) and never lost: a

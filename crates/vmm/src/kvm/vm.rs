@@ -32,8 +32,8 @@ pub enum KvmError {
 pub(crate) struct Platform {
     kvm: Kvm,
     cpuid: CpuId,
-    /// The registers that make up a vCPU's state and that KVM lets be read.
-    msr_indices: Vec<u32>,
+    /// The registers that make up a vCPU's state and that KVM lets be read, as they are in a new vCPU.
+    reset_msrs: Vec<kvm_msr_entry>,
 }
 
 /// KVM's side of a running microVM.
@@ -47,12 +47,12 @@ impl Platform {
     pub(crate) fn open() -> Result<Platform, KvmError> {
         let kvm = Kvm::new().map_err(KvmError::Open)?;
         let cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(KvmError::Capabilities)?;
-        let msr_indices = readable_msrs(&kvm)?;
-        Ok(Platform { kvm, cpuid, msr_indices })
+        let reset_msrs = readable_msrs(&kvm)?;
+        Ok(Platform { kvm, cpuid, reset_msrs })
     }
 
-    pub(crate) fn msr_indices(&self) -> &[u32] {
-        &self.msr_indices
+    pub(crate) fn reset_msrs(&self) -> &[kvm_msr_entry] {
+        &self.reset_msrs
     }
 
     /// A new virtual machine over this memory, its vCPUs in their reset state.
@@ -93,7 +93,7 @@ fn set_memory(fd: &VmFd, memory: &GuestMemory) -> Result<(), KvmError> {
 }
 
 /// Some of the registers that KVM lists cannot be read on every host; it can only be tried.
-fn readable_msrs(kvm: &Kvm) -> Result<Vec<u32>, KvmError> {
+fn readable_msrs(kvm: &Kvm) -> Result<Vec<kvm_msr_entry>, KvmError> {
     let list = kvm.get_msr_index_list().map_err(KvmError::Capabilities)?;
     let vm = kvm.create_vm().map_err(KvmError::CreateVm)?;
     vm.create_irq_chip().map_err(KvmError::Chips)?;
@@ -101,12 +101,12 @@ fn readable_msrs(kvm: &Kvm) -> Result<Vec<u32>, KvmError> {
     let cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(KvmError::Capabilities)?;
     // Which registers can be read depends on the processor that the vCPU shows.
     vcpu.set_cpuid2(&cpuid::for_vcpu(&cpuid, 0, 1)).map_err(|source| KvmError::Cpuid { index: 0, source })?;
-    let readable = |index: &u32| {
+    let read = |index: &u32| {
         let entry = kvm_msr_entry { index: *index, ..Default::default() };
-        let one = Msrs::from_entries(&[entry]);
-        one.is_ok_and(|mut one| matches!(vcpu.get_msrs(&mut one), Ok(1)))
+        let mut one = Msrs::from_entries(&[entry]).ok()?;
+        matches!(vcpu.get_msrs(&mut one), Ok(1)).then(|| one.as_slice()[0])
     };
-    Ok(list.as_slice().iter().copied().filter(readable).take(KVM_MAX_MSR_ENTRIES).collect())
+    Ok(list.as_slice().iter().filter_map(read).take(KVM_MAX_MSR_ENTRIES).collect())
 }
 
 /// One VM with one vCPU that never runs. While it is open, the kernel's switches for "there is a VM"
