@@ -6,11 +6,14 @@ SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory
 
 export PODFLARE_HOME ?= $(CURDIR)/.podflare
-BIN := $(CURDIR)/target/x86_64-unknown-linux-gnu/release
+# Relative, so that the path of this directory may have spaces.
+BIN := target/x86_64-unknown-linux-gnu/release
 PODFLARE := $(BIN)/podflare
-PYTHON := $(CURDIR)/.venv/sdk/bin
+PYTHON := .venv/sdk/bin
 URL := http://127.0.0.1:7070
 
+# Targets start hosts and share the machine.
+.NOTPARALLEL:
 .PHONY: help setup build up down demo test test-units test-tiny test-vms test-sdk bench bench-vmm lint fmt clean
 
 help: ## List the targets
@@ -29,7 +32,7 @@ down: ## Stop the host
 	@if [ -x $(PODFLARE) ]; then $(PODFLARE) down; else echo "Nothing is built, so nothing runs."; fi
 
 demo: up ## Start the host and run the core loop on it
-	PODFLARE_HOSTD_URL=$(URL) PODFLARE_API_URL=$(URL) $(PYTHON)/python examples/core_loop.py
+	PODFLARE_HOSTD_URL=$(URL) $(PYTHON)/python examples/core_loop.py
 	@echo "The host stays up at $(URL) for more; \`make down\` stops it."
 
 test: lint test-units test-vms test-sdk ## Run every check and test
@@ -37,34 +40,35 @@ test: lint test-units test-vms test-sdk ## Run every check and test
 test-units: setup ## Run the tests that need no virtual machine
 	cargo test --release --workspace --exclude podflare-e2e
 	cargo test --release -p podflare-e2e --lib
-	@if [ -w /dev/kvm ]; then $(MAKE) test-tiny; else echo "No /dev/kvm here: the tiny guest runs in the emulated host only."; fi
+	@if [ -w /dev/kvm ] && (: </dev/kvm) 2>/dev/null; then $(MAKE) test-tiny; \
+	else echo "Not run here, where /dev/kvm does not open: the tests of test-tiny. test-vms runs them in the emulated host."; fi
 
 test-tiny: build ## Run the tests of the VMM with a tiny guest on this machine's own KVM
-	PODFLARE_BIN_DIR=$(BIN) cargo test --release -p podflare-e2e --test tiny_guest
+	PODFLARE_BIN_DIR='$(CURDIR)/$(BIN)' cargo test --release -p podflare-e2e --test tiny_guest
 
 test-vms: build ## Run the tests on virtual machines, natively or in an emulated host
 	RUST_TEST_THREADS=1 CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER=$(BIN)/host-run \
-		scripts/once-more cargo test --release -p podflare-e2e --test '*'
+		cargo test --release -p podflare-e2e --test '*'
 
 test-sdk: build ## Run the SDK's tests and the published SDK's against a host of their own
-	scripts/once-more scripts/test-sdk
+	scripts/test-sdk
 
 bench: up ## Measure the host
 	$(PYTHON)/python bench/bench.py --host $(URL)
 
 bench-vmm: build ## Measure the VMM's fork natively, and what an idle sandbox costs
-	PODFLARE_BIN_DIR=$(BIN) $(BIN)/bench-tiny-fork
+	PODFLARE_BIN_DIR='$(CURDIR)/$(BIN)' $(BIN)/bench-tiny-fork
 	$(BIN)/host-run $(BIN)/bench-guest-fork
 	$(BIN)/host-run $(BIN)/bench-memory
 
 lint: setup ## Check format and lints
 	cargo fmt --check
 	cargo clippy --release --workspace --all-targets -- -D warnings
-	cd sdk/python && $(PYTHON)/ruff check . && $(PYTHON)/ruff format --check . && $(PYTHON)/mypy
+	cd sdk/python && ../../$(PYTHON)/ruff check . && ../../$(PYTHON)/ruff format --check . && ../../$(PYTHON)/mypy
 
 fmt: setup ## Format the code
 	cargo fmt
-	cd sdk/python && $(PYTHON)/ruff format .
+	cd sdk/python && ../../$(PYTHON)/ruff format .
 
 clean: down ## Remove all that was built, images and state included
 	cargo clean

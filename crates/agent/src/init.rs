@@ -7,19 +7,23 @@
 use crate::console::say;
 use crate::exec::ENVIRONMENT;
 use crate::loopback;
+use crate::renew::MACHINE_ID;
 use rustix::fs::{Mode, chmod, symlink};
 use rustix::io::Errno;
-use rustix::mount::{MountFlags, mount};
+use rustix::mount::{MountFlags, mount, mount_bind};
 use rustix::process::{Pid, Resource, Rlimit, WaitOptions, WaitStatus, setrlimit};
 use rustix::system::{RebootCommand, reboot, sethostname};
 use std::convert::Infallible;
 use std::ffi::CString;
+use std::fs::File;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// Until the first renewal gives the machine its own.
 const HOSTNAME: &str = "podflare";
+
+const MACHINE_ID_IN_MEMORY: &str = "/run/machine-id";
 
 /// As service managers set it: little by default, for programs that walk all descriptors or use
 /// select(2), and much for those that ask.
@@ -89,11 +93,25 @@ pub(crate) fn run() -> Result<Infallible, InitError> {
     for path in ["/tmp", "/run/lock"] {
         create_shared_directory(path).map_err(|error| InitError::Create { path, error })?;
     }
+    keep_machine_id_in_memory()?;
     loopback::up().map_err(InitError::Loopback)?;
     let set = |what| move |error| InitError::Set { what, error };
     sethostname(HOSTNAME.as_bytes()).map_err(set("the host name"))?;
     setrlimit(Resource::Nofile, OPEN_FILES).map_err(set("the limit of open files"))?;
     keep_agent_running()
+}
+
+/// Every copy writes its own: that must neither cost it a block of the disk nor need one to be free.
+fn keep_machine_id_in_memory() -> Result<(), InitError> {
+    for path in [MACHINE_ID_IN_MEMORY, MACHINE_ID] {
+        let create = File::options().append(true).create(true).open(path);
+        create.map_err(|error| InitError::Create { path, error })?;
+    }
+    mount_bind(MACHINE_ID_IN_MEMORY, MACHINE_ID).map_err(|error| InitError::Mount {
+        what: MACHINE_ID_IN_MEMORY,
+        at: MACHINE_ID,
+        error,
+    })
 }
 
 /// Ends the machine: the VMM takes a reset as the end.

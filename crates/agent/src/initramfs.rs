@@ -31,8 +31,8 @@ const DISK_TIME_MAX: Duration = Duration::from_secs(30);
 const DISK_POLL: Duration = Duration::from_millis(2);
 
 /// `noinit_itable`: no background thread writes blocks that every copy would then pay for.
-/// `discard`: what the guest deletes is given back to the host while the sandbox lives; the requests
-/// are batched by the journal.
+/// `discard`: what the guest deletes is given back to the host while the sandbox lives. Without a
+/// journal to wait for, that is at once.
 const ROOT_OPTIONS: &CStr = c"noinit_itable,discard";
 
 #[derive(Debug, thiserror::Error)]

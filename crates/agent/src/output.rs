@@ -5,6 +5,7 @@
 //! travels in large pieces. What the bytes mean, and how many may be sent, is not known here.
 
 use podflare_wire::guest::OutputStream;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
@@ -98,6 +99,14 @@ impl Capture {
             }
         }
         self.rest();
+    }
+
+    /// Whether more output may come than waits in the pipes at this moment.
+    pub(crate) fn has_writers(&self) -> bool {
+        let [out, err] = &self.sources;
+        let mut pipes = [&out.pipe, &err.pipe].map(|pipe| PollFd::new(pipe, PollFlags::empty()));
+        let looked = poll(&mut pipes, Some(&Timespec::default()));
+        looked.is_err() || pipes.iter().any(|pipe| !pipe.revents().contains(PollFlags::HUP))
     }
 
     /// Reads on into nowhere until every writer has closed its end: processes that an execution has

@@ -1,15 +1,18 @@
-//! Makes a copied machine its own: kernel entropy, wall clock, host name. The first failure ends it.
+//! Makes a copied machine its own: kernel entropy, wall clock, host name, machine id. The first failure
+//! ends it.
 //!
-//! Not renewed, on purpose: `/etc/machine-id` and `/etc/hostname`. Programs expect the first to stay
-//! for a disk's life, nothing reads the second after boot, and each write would cost every copy a
-//! block of its own.
+//! Not renewed, on purpose: `/etc/hostname`. Nothing reads it after boot, and the write would cost
+//! every copy a block of its own. The machine id lies in memory (see `init`).
 
 use crate::entropy;
 use podflare_wire::guest::{ENTROPY_LEN, Renewal};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
+use rustix::rand::{GetRandomFlags, getrandom};
 use rustix::time::{ClockId, Timespec, clock_settime};
 use std::os::fd::AsFd;
+
+pub(crate) const MACHINE_ID: &str = "/etc/machine-id";
 
 /// The longest host name that Linux takes, in bytes.
 const HOSTNAME_LEN_MAX: usize = 64;
@@ -28,6 +31,8 @@ pub(crate) enum RenewError {
     Clock(Errno),
     #[error("Could not set the host name: {0}")]
     Hostname(Errno),
+    #[error("Could not draw a machine id: {0}")]
+    MachineId(Errno),
 }
 
 /// What a renewal changes outside this process.
@@ -35,6 +40,8 @@ pub(crate) trait Machine {
     fn add_entropy(&mut self, entropy: &[u8; ENTROPY_LEN]) -> Result<(), Errno>;
     fn set_clock(&mut self, time: Timespec) -> Result<(), Errno>;
     fn set_hostname(&mut self, hostname: &str) -> Result<(), Errno>;
+    /// 32 hexadecimal digits. Fails where there is no such file, which is for the caller to judge.
+    fn set_machine_id(&mut self, id: &str) -> Result<(), Errno>;
 }
 
 /// A microVM's kernel, which belongs to this agent alone.
@@ -59,6 +66,15 @@ impl Machine for OwnKernel {
     fn set_hostname(&mut self, hostname: &str) -> Result<(), Errno> {
         rustix::system::sethostname(hostname.as_bytes())
     }
+
+    fn set_machine_id(&mut self, id: &str) -> Result<(), Errno> {
+        // Not waiting for the reader of a pipe that somebody has put in its place.
+        let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = rustix::fs::open(MACHINE_ID, flags, Mode::empty())?;
+        // All of it in one write: whoever reads meanwhile finds the former one, or this one.
+        rustix::io::pwrite(&file, format!("{id}\n").as_bytes(), 0)?;
+        Ok(())
+    }
 }
 
 impl Machine for SharedKernel {
@@ -71,6 +87,10 @@ impl Machine for SharedKernel {
     }
 
     fn set_hostname(&mut self, _: &str) -> Result<(), Errno> {
+        Ok(())
+    }
+
+    fn set_machine_id(&mut self, _: &str) -> Result<(), Errno> {
         Ok(())
     }
 }
@@ -86,7 +106,18 @@ pub(crate) fn renew(machine: &mut impl Machine, renewal: &Renewal) -> Result<(),
     let time = timespec(renewal.unix_time_ns)?;
     machine.add_entropy(entropy).map_err(RenewError::Entropy)?;
     machine.set_clock(time).map_err(RenewError::Clock)?;
-    machine.set_hostname(&renewal.hostname).map_err(RenewError::Hostname)
+    machine.set_hostname(&renewal.hostname).map_err(RenewError::Hostname)?;
+    let id = draw_machine_id().map_err(RenewError::MachineId)?;
+    // Where the user's code has taken the file away, nobody is to be told apart by it.
+    machine.set_machine_id(&id).ok();
+    Ok(())
+}
+
+/// From the renewed kernel, like every other random number: what hostd sent stays a secret of the kernel.
+fn draw_machine_id() -> Result<String, Errno> {
+    let mut id = [0; 16];
+    getrandom(&mut id, GetRandomFlags::empty())?;
+    Ok(format!("{:032x}", u128::from_be_bytes(id)))
 }
 
 fn timespec(unix_time_ns: u64) -> Result<Timespec, RenewError> {
@@ -106,6 +137,7 @@ mod tests {
     #[derive(Debug, Default)]
     struct FakeMachine {
         done: Vec<String>,
+        ids: Vec<String>,
         fails_at: Option<&'static str>,
     }
 
@@ -131,6 +163,11 @@ mod tests {
         fn set_hostname(&mut self, hostname: &str) -> Result<(), Errno> {
             self.step("hostname", hostname)
         }
+
+        fn set_machine_id(&mut self, id: &str) -> Result<(), Errno> {
+            self.ids.push(id.to_owned());
+            self.step("machine id of digits:", &id.len().to_string())
+        }
     }
 
     fn renewal() -> Renewal {
@@ -142,10 +179,21 @@ mod tests {
     }
 
     #[test]
-    fn a_renewal_sets_entropy_clock_and_host_name() {
+    fn a_renewal_sets_entropy_clock_host_name_and_machine_id() {
         let mut machine = FakeMachine::default();
         renew(&mut machine, &renewal()).unwrap();
-        assert_eq!(machine.done, ["entropy 7", "clock 1700000000.000000042", "hostname pod"]);
+        let done = ["entropy 7", "clock 1700000000.000000042", "hostname pod", "machine id of digits: 32"];
+        assert_eq!(machine.done, done);
+    }
+
+    #[test]
+    fn every_renewal_draws_a_machine_id_and_a_machine_without_the_file_is_renewed_too() {
+        let mut machine = FakeMachine { fails_at: Some("machine id of digits:"), ..FakeMachine::default() };
+        renew(&mut machine, &renewal()).unwrap();
+        renew(&mut machine, &renewal()).unwrap();
+        assert!(machine.ids[0] != machine.ids[1]);
+        let is_digit = |digit: char| digit.is_ascii_digit() || ('a'..='f').contains(&digit);
+        assert!(machine.ids.iter().all(|id| id.chars().all(is_digit)), "{:?}", machine.ids);
     }
 
     #[test]

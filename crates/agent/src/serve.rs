@@ -14,7 +14,7 @@ use crate::exec::bash::{Bash, BashEvent};
 use crate::exec::repl::{Repl, ReplEvent, SEED_LEN};
 use crate::exec::{Workplace, exit_code};
 use crate::renew::{Machine, renew};
-use crate::session::{EXIT_CODE_CANCELLED, Job, Session};
+use crate::session::{EXIT_CODE_CANCELLED, Job, Reader, Session};
 use podflare_wire::guest::{
     Event, ExecEnd, ExecId, Language, OutputStream, PROTOCOL, Renewal, ReplRenewal, Request,
 };
@@ -167,11 +167,24 @@ impl<M: Machine> Agent<'_, M> {
     fn disconnect(&mut self) {
         self.link = None;
         self.session.detach();
+        self.leave_bash();
+    }
+
+    /// Lets a bash whose reader is gone run on in the background, so that a copy of the machine does
+    /// not wait for what its source runs. One that is being cancelled has but a moment left.
+    fn leave_bash(&mut self) {
+        let is_left =
+            |current: &mut Current| current.cancelling.is_none() && matches!(current.code, Code::Bash(_));
+        if let Some(Current { code: Code::Bash(bash), .. }) = self.current.take_if(is_left) {
+            bash.leave();
+            self.session.end(0, ExecEnd::Finished);
+        }
     }
 
     /// Says why, and closes as soon as that is sent.
     fn fail(&mut self, message: String) {
         self.session.detach();
+        self.leave_bash();
         if let Some(link) = &mut self.link {
             link.connection.send(&Event::Failed { message });
             link.phase = Phase::Closing;
@@ -246,8 +259,8 @@ impl<M: Machine> Agent<'_, M> {
     }
 
     fn finish_renewal(&mut self) {
-        if self.repl.is_renewed() {
-            self.confirm_renewal(ReplRenewal::Done);
+        if let Some(renewal) = self.repl.renewal() {
+            self.confirm_renewal(renewal);
         }
     }
 
@@ -266,15 +279,20 @@ impl<M: Machine> Agent<'_, M> {
                 Ok(bash) => Code::Bash(Box::new(bash)),
                 Err(error) => return self.session.end_not_started(error.to_string()),
             },
-            Language::Python => {
-                self.tell_backlog();
-                match self.repl.run(job.code, &self.workplace) {
-                    Ok(()) => Code::Python,
-                    Err(error) => return self.session.end_not_started(error.to_string()),
-                }
-            }
+            Language::Python => return self.start_python(job.code),
         };
         self.current = Some(Current { code, cancelling: None });
+    }
+
+    fn start_python(&mut self, code: String) {
+        self.tell_backlog();
+        match self.repl.run(code, &self.workplace) {
+            Ok(()) => self.current = Some(Current { code: Code::Python, cancelling: None }),
+            Err(error) => {
+                self.current = None;
+                self.session.end_not_started(error.to_string());
+            }
+        }
     }
 
     fn tell_backlog(&mut self) {
@@ -373,14 +391,29 @@ impl<M: Machine> Agent<'_, M> {
             }
             return;
         }
-        if in_call {
-            self.session.output(OutputStream::Stderr, loss_notice(status));
-            self.end(exit_code(status), end_of(status));
-        } else {
+        if let Some(code) = remains.waiting_code {
             self.repl.remember_loss(status);
+            return self.start_python(code);
+        }
+        self.report_loss(status);
+        if in_call {
+            self.end(exit_code(status), end_of(status));
         }
         if let Err(error) = self.repl.start(&self.workplace) {
             say(&format!("{error}; the next Python call tries again"));
+        }
+    }
+
+    /// Who learns that the variables are gone: one call, once.
+    fn report_loss(&mut self, status: ExitStatus) {
+        match (self.session.reader(), end_of(status)) {
+            _ if !self.python_runs() => self.repl.remember_loss(status),
+            (None | Some(Reader::Gone), _) => self.repl.remember_loss(status),
+            // That it was killed is told with its end.
+            (Some(Reader::Reading), ExecEnd::Killed { .. }) => {}
+            (Some(Reader::Reading | Reader::Leaving), _) => {
+                self.session.output(OutputStream::Stderr, loss_notice(status));
+            }
         }
     }
 
@@ -394,7 +427,7 @@ impl<M: Machine> Agent<'_, M> {
             BashEvent::Ended(status) => {
                 bash.capture().take(usize::MAX, |stream, data| self.session.output(stream, data));
                 if let Some(Current { code: Code::Bash(bash), .. }) = self.current.take() {
-                    bash.into_capture().abandon();
+                    bash.leave();
                 }
                 self.session.end(exit_code(status), end_of(status));
             }

@@ -50,7 +50,7 @@ struct Account {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Reader {
+pub(crate) enum Reader {
     Reading,
     /// It has cancelled the execution: output beyond its room is dropped, so that a full window does
     /// not keep the process from ending.
@@ -85,6 +85,11 @@ impl Session {
         let job = self.waiting.pop_front()?;
         self.running = Some(Account::new(job.exec));
         Some(job)
+    }
+
+    /// The running execution's.
+    pub(crate) fn reader(&self) -> Option<Reader> {
+        self.running.as_ref().map(|account| account.reader)
     }
 
     /// How many bytes of the running execution's output may be read from it now.

@@ -20,6 +20,7 @@ const HEALTH_TIMEOUT: Duration = Duration::from_secs(3);
 /// One line of an execution's stream.
 const EVENT_BYTES_MAX: u64 = 64 << 20;
 
+#[derive(Clone)]
 pub(crate) struct Client {
     agent: Agent,
     url: String,

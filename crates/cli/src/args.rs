@@ -1,6 +1,7 @@
 //! The command line, as it is given. Defaults that depend on the machine are resolved elsewhere.
 
-use clap::{Parser, Subcommand};
+use clap::builder::FalseyValueParser;
+use clap::{ArgAction, Parser, Subcommand};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -56,6 +57,10 @@ pub(crate) struct Up {
     /// Keys that clients must show, separated by commas; none means that every client of this machine may
     #[arg(long, value_name = "KEYS", env = "PODFLARE_API_KEYS", hide_env_values = true)]
     pub(crate) api_keys: Option<String>,
+    /// hostd's own setting, which would make the keys worthless
+    #[arg(long, env = "PODFLARE_AUTH_DISABLED", hide = true, action = ArgAction::SetTrue,
+        value_parser = FalseyValueParser::new())]
+    pub(crate) auth_disabled: bool,
 }
 
 #[derive(Debug, Subcommand)]

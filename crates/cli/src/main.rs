@@ -5,6 +5,7 @@
 mod api;
 mod args;
 mod commands;
+mod interrupt;
 mod output;
 mod record;
 mod start;

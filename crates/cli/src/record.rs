@@ -54,8 +54,11 @@ impl Record {
 
     pub(crate) fn save(&self, places: &Places) -> anyhow::Result<()> {
         let path = path(places);
+        let part = path.with_extension("part");
         let text = serde_json::to_string_pretty(self)?;
-        fs::write(&path, text + "\n").with_context(|| format!("Cannot write {}", path.display()))
+        // Whoever reads it meanwhile finds the former one, or this one.
+        let written = fs::write(&part, text + "\n").and_then(|()| fs::rename(&part, &path));
+        written.with_context(|| format!("Cannot write {}", path.display()))
     }
 
     pub(crate) fn url(&self) -> String {
@@ -92,6 +95,7 @@ mod tests {
         };
         record.save(&places).unwrap();
         assert_eq!(Record::of_running_host(&places).unwrap(), Some(record));
+        assert_eq!(fs::read_dir(home.path()).unwrap().count(), 1);
 
         child.kill().unwrap();
         child.wait().unwrap();

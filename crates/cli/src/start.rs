@@ -5,7 +5,9 @@ use crate::record::{HostKind, Record, run_directory};
 use anyhow::{Context, bail};
 use podflare_emulated_host::job::{Job, Share, environment_beginning_with};
 use podflare_emulated_host::places::Places;
-use podflare_emulated_host::service::{self, FORWARDED_PORT, STDERR_LOG, STDOUT_LOG, Service, check_address};
+use podflare_emulated_host::service::{
+    self, FORWARDED_PORT, STDERR_LOG, STDOUT_LOG, Service, check_address, make_run_directory,
+};
 use podflare_image::Progress;
 use podflare_image::cache::{Cache, KeyBuilder};
 use podflare_image::definition::HostDefinition;
@@ -112,7 +114,7 @@ fn copy_programs(places: &Places) -> anyhow::Result<PathBuf> {
 impl Plan<'_> {
     fn start_native(&self, programs: &Path) -> anyhow::Result<Child> {
         let directory = run_directory(self.places);
-        fs::create_dir_all(&directory).with_context(|| format!("Cannot make {}", directory.display()))?;
+        make_run_directory(&directory).with_context(|| format!("Cannot make {}", directory.display()))?;
         let log = |name: &str| {
             let path = directory.join(name);
             File::create(&path).with_context(|| format!("Cannot make {}", path.display()))

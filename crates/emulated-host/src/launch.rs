@@ -8,6 +8,7 @@ use rustix::fs::{CWD, FileType, Mode, mknodat};
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -73,17 +74,39 @@ pub(crate) fn machine() -> Result<Machine, LaunchError> {
 /// A sparse ext4 file. Its journal, which is not sparse, is kept from growing with its size.
 pub(crate) fn make_disk(path: &Path, size_gib: u64) -> Result<(), LaunchError> {
     let mke2fs = tool::find("mke2fs").ok_or(LaunchError::NoProgram("mke2fs"))?;
+    // Under its name only when it is complete: what an interrupted run leaves is never taken for a disk.
+    let part = path.with_extension("part");
+    File::create(&part).map_err(LaunchError::file("make", &part))?;
     let output = Command::new(mke2fs)
         .args(["-q", "-t", "ext4", "-m", "0", "-i", "65536", "-J", "size=64"])
-        .arg(path)
+        .arg(&part)
         .arg(format!("{size_gib}G"))
+        .stdin(Stdio::null())
         .output()
-        .map_err(LaunchError::file("format", path))?;
-    if output.status.success() {
-        return Ok(());
+        .map_err(LaunchError::file("format", &part))?;
+    if !output.status.success() {
+        let complaint = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        return Err(LaunchError::MakeFileSystem { path: part, complaint });
     }
-    let complaint = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-    Err(LaunchError::MakeFileSystem { path: path.to_owned(), complaint })
+    fs::rename(&part, path).map_err(LaunchError::file("put in place", path))
+}
+
+/// A disk without a name, for a job's time: it is gone with its last user, whatever ends that.
+pub(crate) fn make_nameless_disk(directory: &Path, size_gib: u64) -> Result<File, LaunchError> {
+    fs::create_dir_all(directory).map_err(LaunchError::file("make", directory))?;
+    let scratch = tempfile::Builder::new()
+        .prefix("scratch-")
+        .tempdir_in(directory)
+        .map_err(LaunchError::file("make a directory in", directory))?;
+    let path = scratch.path().join("disk.ext4");
+    make_disk(&path, size_gib)?;
+    File::options().read(true).write(true).open(&path).map_err(LaunchError::file("open", &path))
+}
+
+/// A directory that only its owner may look into: the job's environment is in it, with the API's keys.
+pub fn make_run_directory(path: &Path) -> io::Result<()> {
+    fs::create_dir_all(path)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o700))
 }
 
 /// The end of what QEMU and the emulated host's kernel said, for an error.
@@ -96,4 +119,37 @@ pub(crate) fn last_words(run_directory: &Path) -> String {
         lines.extend(text.lines().filter(useful).map(|line| format!("  {}", line.trim_end())));
     }
     lines.split_off(lines.len().saturating_sub(TAIL_LINES)).join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_interrupted_run_left_of_a_disk_is_made_again() {
+        let home = tempfile::tempdir().unwrap();
+        let disk = home.path().join("state.ext4");
+        fs::write(home.path().join("state.part"), "half").unwrap();
+        make_disk(&disk, 1).unwrap();
+        assert_eq!(fs::metadata(&disk).unwrap().len(), 1 << 30);
+        let names: Vec<_> =
+            fs::read_dir(home.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(names, ["state.ext4"]);
+    }
+
+    #[test]
+    fn a_nameless_disk_leaves_nothing_behind() {
+        let home = tempfile::tempdir().unwrap();
+        let disk = make_nameless_disk(home.path(), 1).unwrap();
+        assert_eq!(disk.metadata().unwrap().len(), 1 << 30);
+        assert_eq!(fs::read_dir(home.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn only_the_owner_may_look_into_a_run_directory() {
+        let home = tempfile::tempdir().unwrap();
+        let run = home.path().join("run");
+        make_run_directory(&run).unwrap();
+        assert_eq!(fs::metadata(&run).unwrap().permissions().mode() & 0o777, 0o700);
+    }
 }

@@ -95,6 +95,7 @@ impl Task {
             job: &job,
             shares: &self.shares(&directory)?,
             guest_rootfs: Some(&self.image.rootfs()),
+            scratch_directory: &self.places.home,
             holder: Some(&holder),
             time_limit: self.config.time_limit,
         };

@@ -1,6 +1,8 @@
 //! Asks the VMM whether this machine's KVM can run a microVM.
 
 use serde::Deserialize;
+use std::fs::File;
+use std::io;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -21,10 +23,21 @@ impl Probe {
             Err(error) => return unusable(format!("{} does not run: {error}", vmm.display())),
         };
         match serde_json::from_slice(&output.stdout) {
+            Ok(Probe { usable: false, .. }) if may_not_open(Path::new(KVM)) => unusable(NO_PERMISSION.into()),
             Ok(probe) => probe,
             Err(_) => unusable(format!("The probe ended without an answer ({})", output.status)),
         }
     }
+}
+
+const KVM: &str = "/dev/kvm";
+/// KVM may well work here, and then run sandboxes many times faster: the user is to know.
+const NO_PERMISSION: &str = "This user may not open /dev/kvm; join the group kvm (sudo usermod -aG kvm \"$USER\", \
+    then log in again)";
+
+fn may_not_open(path: &Path) -> bool {
+    let opened = File::options().read(true).write(true).open(path);
+    opened.is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use crate::launch::{self, LaunchError};
 use crate::process::wait_for_end;
 use crate::qemu::{CommandLine, Disk, DiskKind, JOB_DIRECTORY, Output};
 use podflare_image::host::HostImage;
-use rustix::fd::{AsFd, AsRawFd, OwnedFd};
+use rustix::fd::{AsRawFd, OwnedFd};
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use std::ffi::OsString;
@@ -26,6 +26,8 @@ pub struct JobRun<'a> {
     pub shares: &'a [Share],
     /// Becomes `/dev/guest-rootfs`, read-only.
     pub guest_rootfs: Option<&'a Path>,
+    /// Where there is room for what the job writes to its `/var/lib/podflare`.
+    pub scratch_directory: &'a Path,
     /// The command that keeps one virtual machine open; needed by any job that uses KVM.
     pub holder: Option<&'a [OsString]>,
     pub time_limit: Duration,
@@ -58,8 +60,7 @@ impl JobRun<'_> {
             .prefix("podflare-job-")
             .tempdir()
             .map_err(LaunchError::file("make a directory in", Path::new("the temporary directory")))?;
-        let scratch = run.path().join("scratch.ext4");
-        launch::make_disk(&scratch, SCRATCH_DISK_GIB)?;
+        let scratch = inheritable(launch::make_nameless_disk(self.scratch_directory, SCRATCH_DISK_GIB)?)?;
         let (stdout_reader, stdout_writer) = inheritable_pipe()?;
         let (stderr_reader, stderr_writer) = inheritable_pipe()?;
         let command_line = CommandLine {
@@ -67,7 +68,7 @@ impl JobRun<'_> {
             vmlinux: &self.image.vmlinux(),
             initramfs: &self.image.initramfs(),
             shares: self.shares,
-            disks: self.disks(scratch),
+            disks: self.disks(format!("/dev/fd/{}", scratch.as_raw_fd()).into()),
             forwarded: None,
             stdout: Output::Pipe(stdout_writer.as_raw_fd()),
             stderr: Output::Pipe(stderr_writer.as_raw_fd()),
@@ -76,7 +77,7 @@ impl JobRun<'_> {
         let wrapper = ["setpriv", "--pdeathsig", "KILL", "--"];
         let mut command = launch::command(run.path(), &command_line, self.job, self.holder, &wrapper)?;
         let mut qemu = command.spawn().map_err(LaunchError::Start)?;
-        drop((stdout_writer, stderr_writer));
+        drop((stdout_writer, stderr_writer, scratch));
         let streams = [pass_on(stdout_reader, stdout), pass_on(stderr_reader, stderr)];
         let in_time = wait_or_kill(&mut qemu, self.time_limit)?;
         for stream in streams {
@@ -112,8 +113,13 @@ fn outcome(run_directory: &Path) -> Result<u8, JobError> {
 /// A pipe whose write end a child process inherits.
 fn inheritable_pipe() -> Result<(PipeReader, OwnedFd), LaunchError> {
     let (reader, writer): (PipeReader, PipeWriter) = io::pipe().map_err(LaunchError::Start)?;
-    fcntl_setfd(writer.as_fd(), FdFlags::empty()).map_err(|errno| LaunchError::Start(errno.into()))?;
-    Ok((reader, writer.into()))
+    Ok((reader, inheritable(writer)?))
+}
+
+fn inheritable(descriptor: impl Into<OwnedFd>) -> Result<OwnedFd, LaunchError> {
+    let descriptor = descriptor.into();
+    fcntl_setfd(&descriptor, FdFlags::empty()).map_err(|errno| LaunchError::Start(errno.into()))?;
+    Ok(descriptor)
 }
 
 /// Copies at once whatever comes, until the writer is gone.

@@ -19,6 +19,7 @@ use std::path::Path;
 use std::process::Child;
 use std::time::Duration;
 
+pub use crate::launch::make_run_directory;
 pub use crate::qemu::FORWARDED_PORT;
 
 /// Where the job's streams go, in the run directory.
@@ -88,7 +89,7 @@ impl Service<'_> {
         if directory.exists() {
             fs::remove_dir_all(directory).map_err(LaunchError::file("clear", directory))?;
         }
-        fs::create_dir_all(directory).map_err(LaunchError::file("make", directory))
+        launch::make_run_directory(directory).map_err(LaunchError::file("make", directory))
     }
 }
 

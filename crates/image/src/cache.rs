@@ -1,5 +1,6 @@
 //! Finished parts on disk: one directory for each digest of what went in, never changed once it is there.
 
+use crate::disk;
 use crate::error::BuildError;
 use rustix::fs::{FlockOperation, flock};
 use sha2::{Digest, Sha256};
@@ -12,7 +13,7 @@ use std::time::SystemTime;
 /// Parts of one kind that are kept, the last used first. A running host may still need the last but one.
 const KEPT_PER_KIND: usize = 3;
 /// Changes whenever a recipe in this crate changes its result.
-const RECIPES_VERSION: &str = "1";
+const RECIPES_VERSION: &str = "2";
 const PARTIAL_PREFIX: &str = ".partial-";
 
 /// The digest of all that goes into a part.
@@ -76,7 +77,12 @@ impl Cache {
 
     /// Whether the part is there already.
     pub fn has(&self, kind: &str, key: &Key) -> bool {
-        self.path(kind, key).is_dir()
+        self.find(kind, key).is_some()
+    }
+
+    /// The part's directory, if it is there already.
+    pub(crate) fn find(&self, kind: &str, key: &Key) -> Option<PathBuf> {
+        Some(self.path(kind, key)).filter(|path| path.is_dir())
     }
 
     /// The part's directory; `build` fills an empty one if it is not there yet.
@@ -121,7 +127,7 @@ impl Cache {
     /// What an interrupted build has left. The caller holds the lock of the kind.
     fn remove_partial(&self, kind: &str) -> Result<(), BuildError> {
         for path in self.entries(&format!("{PARTIAL_PREFIX}{kind}-"))? {
-            fs::remove_dir_all(&path).map_err(BuildError::file("remove", &path))?;
+            disk::remove_tree(&path)?;
         }
         Ok(())
     }

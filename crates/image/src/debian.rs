@@ -6,6 +6,19 @@ use crate::tool;
 use std::path::Path;
 use std::process::Command;
 
+/// The latest time that a file may show (2026-01-01), in seconds since 1970.
+pub(crate) const MADE_AT_S: &str = "1767225600";
+
+/// Told a date of making, Python compiles so that each import reads and digests the source too. Compiled
+/// again, with the time of the source, which must then not change any more. `$1` is the root directory.
+const TIME_BYTECODE: &str = r#"
+find "$1/usr/lib" -name '*.py' -newermt "@$SOURCE_DATE_EPOCH" -exec touch --date "@$SOURCE_DATE_EPOCH" {} +
+[ ! -x "$1/usr/bin/python3" ] || env --unset SOURCE_DATE_EPOCH chroot "$1" python3 -c '
+import glob, importlib.util, py_compile
+for path in glob.glob("/usr/lib/python3*/**/*.pyc", recursive=True):
+    py_compile.compile(importlib.util.source_from_cache(path))'
+"#;
+
 /// Unpacks packages and all that they need into a tar file, without installing anything.
 pub(crate) fn unpack_packages(
     release: &str,
@@ -34,7 +47,7 @@ pub(crate) fn install_system(
     let copy_modules = format!("copy-in {} /usr/lib", shell_word(&modules.to_string_lossy()));
     // They come with the owner that they have here.
     let own_modules = r#"chown -R 0:0 "$1/usr/lib/modules""#;
-    for hook in [&copy_modules, own_modules, &definition.customize] {
+    for hook in [&copy_modules, own_modules, TIME_BYTECODE, &definition.customize] {
         if !hook.is_empty() {
             mmdebstrap.arg(format!("--customize-hook={hook}"));
         }
@@ -53,7 +66,7 @@ pub(crate) fn package_status(tar: &Path) -> Result<Vec<u8>, BuildError> {
 
 fn mmdebstrap() -> Result<Command, BuildError> {
     let mut command = tool::command("mmdebstrap")?;
-    command.arg("--format=tar").env("PATH", tool::search_path());
+    command.arg("--format=tar").env("PATH", tool::search_path()).env("SOURCE_DATE_EPOCH", MADE_AT_S);
     Ok(command)
 }
 

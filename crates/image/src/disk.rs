@@ -1,15 +1,15 @@
 //! Makes an ext4 disk from a tar file.
 
+use crate::debian::MADE_AT_S;
 use crate::error::BuildError;
 use crate::tool;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-/// The same for every disk, so that equal contents make equal disks.
+/// The same for every disk: nothing of the moment of its making goes into a disk. It still cannot be made
+/// again bit by bit, since mirrors give each day's packages: the image's manifest says what a disk holds.
 const FILE_SYSTEM_ID: &str = "6f0d7f1e-5b0c-4b0a-9d0e-706f64666c72";
-/// What the file system gives as its time of making, for the same reason.
-const MADE_AT_S: &str = "1700000000";
 
 /// Unpacks and formats in one go, because only one process sees the owners of the files when an ordinary
 /// user runs this. `$1` tar, `$2` disk, `$3` size in GiB, `$4` scratch directory, `$5` id.
@@ -37,8 +37,12 @@ pub(crate) fn ext4_from_tar(tar: &Path, disk: &Path, size_gib: u64) -> Result<()
     command.arg(FILE_SYSTEM_ID).env("PATH", tool::search_path());
     command.env("SOURCE_DATE_EPOCH", MADE_AT_S).env("E2FSPROGS_FAKE_TIME", MADE_AT_S);
     tool::output(&mut command)?;
-    let mut remove = as_root();
-    tool::output(remove.args(["rm", "-rf"]).arg(&scratch))?;
+    remove_tree(&scratch)
+}
+
+/// Removes also what belongs to the other users of a root directory.
+pub(crate) fn remove_tree(path: &Path) -> Result<(), BuildError> {
+    tool::output(as_root().args(["rm", "-rf"]).arg(path))?;
     Ok(())
 }
 

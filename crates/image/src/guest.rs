@@ -33,7 +33,7 @@ impl GuestImage {
         let (release, mirrors) = (&definition.release, &definition.mirrors);
         let kernel = Kernel::build(cache, release, mirrors, &definition.kernel, progress)?;
         let root = build_root(cache, definition, &kernel, progress)?;
-        let key = image_key(definition, agent)?;
+        let key = image_key(definition, &kernel, agent)?;
         let directory = cache.part("guest", &key, |part| {
             progress("packing the guest's initramfs");
             let initramfs = part.join("initramfs.cpio");
@@ -49,7 +49,9 @@ impl GuestImage {
 
     /// Whether [`GuestImage::build`] would have nothing to do.
     pub fn is_built(cache: &Cache, definition: &GuestDefinition, agent: &Path) -> Result<bool, BuildError> {
-        Ok(cache.has("guest", &image_key(definition, agent)?))
+        let kernel = Kernel::find(cache, &definition.release, &definition.mirrors, &definition.kernel)?;
+        let Some(kernel) = kernel else { return Ok(false) };
+        Ok(cache.has("guest", &image_key(definition, &kernel, agent)?))
     }
 
     pub fn vmlinux(&self) -> PathBuf {
@@ -65,10 +67,12 @@ impl GuestImage {
     }
 }
 
-fn root_key(definition: &GuestDefinition) -> Key {
-    let kernel = kernel::key(&definition.release, &definition.mirrors, &definition.kernel);
+fn root_key(definition: &GuestDefinition, kernel: &Kernel) -> Key {
+    let packages = kernel::key(&definition.release, &definition.mirrors, &definition.kernel);
     KeyBuilder::new()
-        .bytes("kernel", kernel.as_str().as_bytes())
+        .bytes("kernel", packages.as_str().as_bytes())
+        // Fetched again, the same packages may be newer: a root disk is for the modules of one kernel.
+        .bytes("kernel_release", kernel.release.as_bytes())
         .list("packages", &definition.packages)
         .list("options", &definition.options)
         .bytes("customize", definition.customize.as_bytes())
@@ -76,9 +80,9 @@ fn root_key(definition: &GuestDefinition) -> Key {
         .finish()
 }
 
-fn image_key(definition: &GuestDefinition, agent: &Path) -> Result<Key, BuildError> {
+fn image_key(definition: &GuestDefinition, kernel: &Kernel, agent: &Path) -> Result<Key, BuildError> {
     let key = KeyBuilder::new()
-        .bytes("root", root_key(definition).as_str().as_bytes())
+        .bytes("root", root_key(definition, kernel).as_str().as_bytes())
         .list("modules", &definition.kernel.modules)
         .file("agent", agent)?;
     Ok(key.finish())
@@ -90,7 +94,7 @@ fn build_root(
     kernel: &Kernel,
     progress: Progress<'_>,
 ) -> Result<PathBuf, BuildError> {
-    cache.part("rootfs", &root_key(definition), |part| {
+    cache.part("rootfs", &root_key(definition, kernel), |part| {
         progress(&format!("installing the guest's {} system", definition.release));
         let tar = part.join("root.tar");
         debian::install_system(definition, &kernel.modules_directory(), &tar)?;
@@ -168,4 +172,38 @@ fn manifest(
         packages: package_versions(&text("packages")?),
         digests,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_is_built_for_one_kernel_and_one_agent() {
+        let home = tempfile::tempdir().unwrap();
+        let cache = Cache::open(home.path()).unwrap();
+        let definition = GuestDefinition::built_in();
+        let agent = home.path().join("agent");
+        fs::write(&agent, "agent").unwrap();
+        let is_built = || GuestImage::is_built(&cache, &definition, &agent).unwrap();
+        assert!(!is_built());
+
+        let key = kernel::key(&definition.release, &definition.mirrors, &definition.kernel);
+        let set_release = |part: &Path, release: &str| {
+            let path = part.join("release");
+            fs::write(&path, release).map_err(BuildError::file("write", &path))
+        };
+        let part = cache.part("kernel", &key, |part| set_release(part, "6.12.1")).unwrap();
+        let kernel = Kernel::find(&cache, &definition.release, &definition.mirrors, &definition.kernel);
+        let key = image_key(&definition, &kernel.unwrap().unwrap(), &agent).unwrap();
+        cache.part("guest", &key, |_| Ok(())).unwrap();
+        assert!(is_built());
+
+        set_release(&part, "6.12.2").unwrap();
+        assert!(!is_built());
+        set_release(&part, "6.12.1").unwrap();
+        assert!(is_built());
+        fs::write(&agent, "another").unwrap();
+        assert!(!is_built());
+    }
 }

@@ -43,6 +43,20 @@ impl Kernel {
             progress(&format!("unpacking the kernel of {release}"));
             keep_what_is_needed(&tar, part, packages)
         })?;
+        Kernel::read(directory)
+    }
+
+    /// The kernel that [`Kernel::build`] would find in the cache.
+    pub(crate) fn find(
+        cache: &Cache,
+        release: &str,
+        mirrors: &[String],
+        definition: &KernelDefinition,
+    ) -> Result<Option<Kernel>, BuildError> {
+        cache.find("kernel", &key(release, mirrors, definition)).map(Kernel::read).transpose()
+    }
+
+    fn read(directory: PathBuf) -> Result<Kernel, BuildError> {
         let path = directory.join("release");
         let release = fs::read_to_string(&path).map_err(BuildError::file("read", &path))?;
         Ok(Kernel { directory, release })

@@ -20,6 +20,8 @@ const TOOLS: &[Tool] = &[
     Tool { program: "depmod", package: "kmod" },
     Tool { program: "tar", package: "tar" },
     Tool { program: "gzip", package: "gzip" },
+    // With it mmdebstrap finds out which keys a mirror's packages are signed with.
+    Tool { program: "gpg", package: "gpg" },
     Tool { program: "strip", package: "binutils" },
     Tool { program: "lz4", package: "lz4" },
     Tool { program: "xz", package: "xz-utils" },
@@ -27,13 +29,24 @@ const TOOLS: &[Tool] = &[
 ];
 
 /// What an ordinary user needs besides, to set the owners of files.
-const FOR_ORDINARY_USERS: &[Tool] =
-    &[Tool { program: "newuidmap", package: "uidmap" }, Tool { program: "unshare", package: "util-linux" }];
+const USER_MAPPER: Tool = Tool { program: "newuidmap", package: "uidmap" };
+const NAMESPACE_MAKER: Tool = Tool { program: "unshare of util-linux 2.38", package: "util-linux" };
 
 /// The tools that building images needs and this machine lacks.
 pub fn missing() -> Vec<Tool> {
-    let more = if rustix::process::geteuid().is_root() { &[] } else { FOR_ORDINARY_USERS };
-    TOOLS.iter().chain(more).filter(|tool| find(tool.program).is_none()).copied().collect()
+    let is_missing = |tool: &&Tool| find(tool.program).is_none();
+    let mut missing: Vec<Tool> = TOOLS.iter().filter(is_missing).copied().collect();
+    if !rustix::process::geteuid().is_root() {
+        missing.extend(Some(USER_MAPPER).filter(|tool| is_missing(&tool)));
+        missing.extend((!unshare_maps_ranges()).then_some(NAMESPACE_MAKER));
+    }
+    missing
+}
+
+/// Older ones map a single user, to whom all files of a root directory cannot belong.
+fn unshare_maps_ranges() -> bool {
+    let help = Command::new("unshare").arg("--help").output();
+    help.is_ok_and(|help| String::from_utf8_lossy(&help.stdout).contains("--map-auto"))
 }
 
 #[derive(Debug, thiserror::Error)]

@@ -105,8 +105,8 @@ pub enum Event {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ReplRenewal {
     Done,
-    /// The REPL is in code that cannot be interrupted; it renews as soon as that returns, and before
-    /// it runs anything new.
+    /// The REPL is in code that a signal does not bring back to Python (a long computation in C,
+    /// `os.system`); it renews as soon as that returns, and before it runs anything new.
     Pending,
 }
 

@@ -8,7 +8,9 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::process::ExitStatus;
+use std::time::Duration;
 use tokio::process::Child;
+use tokio::time::{Instant, sleep_until};
 
 /// By its path: a search would be another reason for fork(2), as `Workplace` says.
 const BASH: &str = "/bin/bash";
@@ -28,17 +30,36 @@ pub(crate) enum StartBashError {
     Spawn(#[source] io::Error),
 }
 
+/// How long the output of processes that bash does not wait for, as in `exec > >(tee log)`, may be
+/// silent after its end before it is taken as complete: as long as bash itself has run, since machines
+/// differ much in how long they take to start a `tee`. And how long it is read on at most.
+const SILENCE_MIN: Duration = Duration::from_millis(20);
+const SILENCE_MAX: Duration = Duration::from_millis(100);
+const READ_ON_MAX: Duration = SILENCE_MAX;
+
 #[derive(Debug)]
 pub(crate) struct Bash {
     child: Child,
     leader: Pid,
     capture: Capture,
+    started: Instant,
+    ended: Option<Ended>,
+}
+
+/// bash itself has ended, others still hold its pipes.
+#[derive(Debug)]
+struct Ended {
+    status: ExitStatus,
+    silence: Duration,
+    silent_at: Instant,
+    read_until: Instant,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum BashEvent {
     /// There is output to take.
     Output,
+    /// It has ended; what output remains is to be taken, and then it is to be left.
     Ended(ExitStatus),
 }
 
@@ -49,7 +70,7 @@ impl Bash {
         }
         let (capture, sinks) = Capture::new().map_err(StartBashError::Capture)?;
         let mut command = workplace.command(BASH);
-        command.process_group(0).stdout(sinks.stdout).stderr(sinks.stderr).arg("-c");
+        command.process_group(0).stdout(sinks.stdout).stderr(sinks.stderr).args(["-c", "--"]);
         let script = if code.len() <= ARGUMENT_LEN_MAX {
             command.arg(code);
             None
@@ -63,29 +84,59 @@ impl Bash {
         };
         let (child, leader) = workplace.spawn(&mut command).map_err(StartBashError::Spawn)?;
         drop(script);
-        Ok(Bash { child, leader, capture })
+        Ok(Bash { child, leader, capture, started: Instant::now(), ended: None })
     }
 
     /// Waits for what happens next; output is only looked at if there is room for it.
     pub(crate) async fn event(&mut self, has_room: bool) -> io::Result<BashEvent> {
+        let Some(ended) = &mut self.ended else {
+            tokio::select! {
+                biased;
+                status = self.child.wait() => return self.read_on(status?),
+                result = self.capture.readable(), if has_room => return result.map(|()| BashEvent::Output),
+            }
+        };
+        if !self.capture.has_writers() {
+            return Ok(BashEvent::Ended(ended.status));
+        }
         tokio::select! {
             biased;
-            status = self.child.wait() => Ok(BashEvent::Ended(status?)),
-            result = self.capture.readable(), if has_room => result.map(|()| BashEvent::Output),
+            result = self.capture.readable(), if has_room => {
+                ended.silent_at = Instant::now() + ended.silence;
+                result.map(|()| BashEvent::Output)
+            }
+            () = sleep_until(ended.silent_at.min(ended.read_until)) => Ok(BashEvent::Ended(ended.status)),
         }
+    }
+
+    fn read_on(&mut self, status: ExitStatus) -> io::Result<BashEvent> {
+        if !self.capture.has_writers() {
+            return Ok(BashEvent::Ended(status));
+        }
+        let now = Instant::now();
+        let silence = (now - self.started).clamp(SILENCE_MIN, SILENCE_MAX);
+        let (silent_at, read_until) = (now + silence, now + READ_ON_MAX);
+        self.ended = Some(Ended { status, silence, silent_at, read_until });
+        Ok(BashEvent::Output)
     }
 
     pub(crate) fn capture(&mut self) -> &mut Capture {
         &mut self.capture
     }
 
-    /// After its end: processes that it has left in the background keep their pipes.
-    pub(crate) fn into_capture(self) -> Capture {
-        self.capture
+    /// Lets it, and what it has left in the background, run on. Nobody reads their output.
+    pub(crate) fn leave(mut self) {
+        self.capture.abandon();
+        if self.ended.is_none() {
+            tokio::spawn(async move { self.child.wait().await });
+        }
     }
 
     pub(crate) fn signal(&self, signal: Signal) {
-        signal_group(self.leader, signal);
+        // After its end its id may be another's.
+        if self.ended.is_none() {
+            signal_group(self.leader, signal);
+        }
     }
 }
 

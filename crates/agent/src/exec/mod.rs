@@ -3,8 +3,11 @@
 pub(crate) mod bash;
 pub(crate) mod repl;
 
+use rustix::io::Errno;
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, prlimit, setrlimit};
+use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::ExitStatus;
@@ -18,6 +21,7 @@ pub(crate) const ENVIRONMENT: [(&str, &str); 3] = [
 ];
 
 /// When memory runs out the kernel ends user code first, and the agent never.
+const OOM_SCORE_ADJ: &str = "/proc/self/oom_score_adj";
 const OOM_SCORE_ADJ_AGENT: &str = "-1000";
 const OOM_SCORE_ADJ_CODE: &str = "500";
 
@@ -26,7 +30,17 @@ const OOM_SCORE_ADJ_CODE: &str = "500";
 #[derive(Debug)]
 pub(crate) struct Workplace<'a> {
     home: &'a Path,
-    open_files: Rlimit,
+    standing: Standing,
+}
+
+/// What the kernel lets the agent have, and user code not. Processes inherit it, so it is laid down
+/// while one is started: taken from a process that runs already, its first children might keep it.
+#[derive(Debug)]
+struct Standing {
+    oom_score_adj: File,
+    oom_score_adj_agent: String,
+    open_files_code: Rlimit,
+    open_files_agent: Rlimit,
 }
 
 impl<'a> Workplace<'a> {
@@ -34,12 +48,7 @@ impl<'a> Workplace<'a> {
     /// left a process in the background, and must survive what user code does to the memory.
     pub(crate) fn new(home: &'a Path) -> io::Result<Workplace<'a>> {
         std::env::set_current_dir(home)?;
-        let open_files = getrlimit(Resource::Nofile);
-        let raised = Rlimit { current: open_files.maximum, maximum: open_files.maximum };
-        // Neither is possible for an unprivileged development server, and it needs neither.
-        setrlimit(Resource::Nofile, raised).ok();
-        std::fs::write("/proc/self/oom_score_adj", OOM_SCORE_ADJ_AGENT).ok();
-        Ok(Workplace { home, open_files })
+        Ok(Workplace { home, standing: Standing::raised()? })
     }
 
     /// A command with the environment of user code, and no input.
@@ -50,15 +59,50 @@ impl<'a> Workplace<'a> {
         command
     }
 
-    /// Starts the command, then takes from it what it must not inherit from the agent.
     fn spawn(&self, command: &mut Command) -> io::Result<(Child, Pid)> {
-        let child = command.spawn()?;
+        let child = self.standing.laid_down(|| command.spawn())?;
         let pid = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed()));
         let pid = pid.ok_or_else(|| io::Error::other("It has no process id"))?;
-        // Both fail only for a process that has ended already.
-        std::fs::write(format!("/proc/{}/oom_score_adj", pid.as_raw_pid()), OOM_SCORE_ADJ_CODE).ok();
-        prlimit(Some(pid), Resource::Nofile, self.open_files).ok();
+        // Fails only for a process that has ended already.
+        prlimit(Some(pid), Resource::Nofile, self.standing.open_files_code).ok();
         Ok((child, pid))
+    }
+}
+
+impl Standing {
+    fn raised() -> io::Result<Standing> {
+        let oom_score_adj = File::options().read(true).write(true).open(OOM_SCORE_ADJ)?;
+        let open_files_code = getrlimit(Resource::Nofile);
+        let open_files_agent = Rlimit { current: open_files_code.maximum, maximum: open_files_code.maximum };
+        // Refused to an unprivileged development server, which stays as it is.
+        oom_score_adj.write_all_at(OOM_SCORE_ADJ_AGENT.as_bytes(), 0).ok();
+        let oom_score_adj_agent = std::fs::read_to_string(OOM_SCORE_ADJ)?;
+        let standing = Standing { oom_score_adj, oom_score_adj_agent, open_files_code, open_files_agent };
+        standing.limit_open_files(open_files_agent);
+        Ok(standing)
+    }
+
+    fn laid_down<T>(&self, mut start: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+        self.set_oom_score_adj(OOM_SCORE_ADJ_CODE);
+        self.limit_open_files(self.open_files_code);
+        let mut started = start();
+        self.limit_open_files(self.open_files_agent);
+        if started.as_ref().is_err_and(|error| error.raw_os_error() == Some(Errno::MFILE.raw_os_error())) {
+            // The agent itself has more files open than that.
+            started = start();
+        }
+        self.set_oom_score_adj(&self.oom_score_adj_agent);
+        started
+    }
+
+    fn set_oom_score_adj(&self, value: &str) {
+        // Fails only where raising it has failed before.
+        self.oom_score_adj.write_all_at(value.as_bytes(), 0).ok();
+    }
+
+    fn limit_open_files(&self, limit: Rlimit) {
+        // The hard limit stays, within which everybody may choose.
+        setrlimit(Resource::Nofile, limit).ok();
     }
 }
 

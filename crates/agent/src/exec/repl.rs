@@ -13,7 +13,7 @@
 
 use super::{Workplace, signal_group};
 use crate::output::{Backlog, Capture};
-use podflare_wire::guest::OutputStream;
+use podflare_wire::guest::{OutputStream, ReplRenewal};
 use rustix::fs::{MemfdFlags, OFlags, memfd_create};
 use rustix::io::{Errno, FdFlags, fcntl_setfd};
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -29,26 +29,32 @@ pub(crate) const SEED_LEN: usize = 64;
 
 const SOURCE: &str = include_str!("../repl/repl.py");
 
-/// Runs the source that a descriptor holds, so that it neither lies in a file nor fills `ps`.
-const BOOTSTRAP: &str =
-    "import sys; exec(compile(open(int(sys.argv[1]), 'rb').read(), '<podflare>', 'exec'))";
+/// Runs the source that a descriptor holds, so that it neither lies in a file nor fills `ps`. It must
+/// import nothing from the directory, which `-c` puts first on the path: a `struct.py` of the user
+/// would keep every later REPL from starting.
+const BOOTSTRAP: &str = "import sys; del sys.path[0]; \
+    exec(compile(open(int(sys.argv[1]), 'rb').read(), '<podflare>', 'exec'))";
 
 /// Asks a busy REPL to renew itself. Ignored by default, so it harms neither a REPL that has not set
 /// its handler yet nor a program that the user's code has put in its place with exec.
 const RENEWAL_SIGNAL: Signal = Signal::URG;
+
+/// For setpriv(1), which becomes Python: an agent that is started again after its end must not share
+/// the machine with the former one's REPL. An idle one ends by itself, a busy one only so.
+const ENDS_WITH_THE_AGENT: [&str; 2] = ["--pdeathsig", "KILL"];
 
 const COMMAND_EXEC: u8 = 1;
 const COMMAND_RENEW: u8 = 2;
 const REPLY_READY: u8 = 1;
 const REPLY_DONE: u8 = 2;
 const REPLY_RENEWED: u8 = 3;
-const REPLY_LEN: usize = 5;
+const REPLY_LEN: usize = 9;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StartReplError {
     #[error("Could not make the pipes of the Python process: {0}")]
     Pipes(#[source] io::Error),
-    #[error("Could not start python3: {0}")]
+    #[error("Could not start setpriv and python3: {0}")]
     Spawn(#[source] io::Error),
 }
 
@@ -82,6 +88,8 @@ pub(crate) struct Remains {
     pub(crate) capture: Capture,
     /// It ended before it could take code.
     pub(crate) never_ready: bool,
+    /// The call that it was never given.
+    pub(crate) waiting_code: Option<String>,
 }
 
 #[derive(Debug)]
@@ -92,14 +100,19 @@ struct Process {
     commands: Sender,
     /// `None` when the process has closed it: it is ending, or has become another program.
     replies: Option<Receiver>,
-    seeds: OwnedFd,
+    seeds_pipe: OwnedFd,
     state: State,
     /// A call that waits until the process is idle and renewed.
     waiting_code: Option<String>,
     /// What did not fit into the pipe yet.
     unsent: Vec<u8>,
-    /// Seeds that the process has not acknowledged.
-    seeds_pending: u32,
+    /// How many calls it has been given. A reply to an earlier one than the last is a repetition.
+    calls: u32,
+    /// How many seeds it has been given, and which was the last that it has acknowledged.
+    seeds: u32,
+    seeds_applied: u32,
+    /// The process has closed the pipe of seeds, and so must not run anything new.
+    takes_no_seeds: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -158,8 +171,8 @@ impl Repl {
 
     /// The process has ended. Its output is still to be taken from what remains.
     pub(crate) fn bury(&mut self) -> Option<Remains> {
-        let process = self.process.take()?;
-        Some(Remains { capture: process.capture, never_ready: process.state == State::Starting })
+        let Process { capture, state, waiting_code, .. } = self.process.take()?;
+        Some(Remains { capture, never_ready: state == State::Starting, waiting_code })
     }
 
     pub(crate) fn remember_loss(&mut self, status: ExitStatus) {
@@ -170,22 +183,33 @@ impl Repl {
     pub(crate) fn renew(&mut self, seed: &[u8; SEED_LEN]) -> Result<(), RenewReplError> {
         // One that starts later is seeded by the renewed kernel.
         let Some(process) = &mut self.process else { return Ok(()) };
-        match rustix::io::write(&process.seeds, seed) {
+        let number = process.seeds + 1;
+        match rustix::io::write(&process.seeds_pipe, &[&number.to_le_bytes(), &seed[..]].concat()) {
             Ok(_) => {}
-            Err(Errno::PIPE) => return Ok(()),
+            Err(Errno::PIPE) => {
+                process.refuse_new_code();
+                return Ok(());
+            }
             Err(errno) => return Err(RenewReplError(errno)),
         }
-        process.seeds_pending += 1;
+        process.seeds = number;
         if process.state == State::Busy {
             process.signal(RENEWAL_SIGNAL);
         } else {
-            process.send(COMMAND_RENEW, &[]);
+            process.send(COMMAND_RENEW, number, &[]);
         }
         Ok(())
     }
 
-    pub(crate) fn is_renewed(&self) -> bool {
-        self.process.as_ref().is_none_or(|process| process.seeds_pending == 0)
+    /// What has become of the last renewal, unless that is still to be waited for.
+    pub(crate) fn renewal(&self) -> Option<ReplRenewal> {
+        match &self.process {
+            Some(process) if process.takes_no_seeds && process.state == State::Busy => {
+                Some(ReplRenewal::Pending)
+            }
+            Some(process) if !process.is_renewed() => None,
+            Some(_) | None => Some(ReplRenewal::Done),
+        }
     }
 
     /// Takes back a call that the process has not been given yet.
@@ -215,8 +239,9 @@ impl Process {
     fn start(workplace: &Workplace<'_>) -> Result<Process, StartReplError> {
         let (capture, sinks) = Capture::new().map_err(StartReplError::Pipes)?;
         let pipes = Pipes::new().map_err(StartReplError::Pipes)?;
-        let mut command = workplace.command("python3");
-        command.stdout(sinks.stdout).stderr(sinks.stderr).arg("-c").arg(BOOTSTRAP);
+        let mut command = workplace.command("setpriv");
+        command.args(ENDS_WITH_THE_AGENT).arg("python3").arg("-c").arg(BOOTSTRAP);
+        command.stdout(sinks.stdout).stderr(sinks.stderr);
         for end in &pipes.inherited {
             command.arg(end.as_raw_fd().to_string());
         }
@@ -228,11 +253,14 @@ impl Process {
             capture,
             commands: pipes.commands,
             replies: Some(pipes.replies),
-            seeds: pipes.seeds,
+            seeds_pipe: pipes.seeds,
             state: State::Starting,
             waiting_code: None,
             unsent: Vec::new(),
-            seeds_pending: 0,
+            calls: 0,
+            seeds: 0,
+            seeds_applied: 0,
+            takes_no_seeds: false,
         })
     }
 
@@ -252,21 +280,35 @@ impl Process {
 
     fn digest(&mut self, reply: Reply) -> ReplEvent {
         match (reply, self.state) {
-            (Reply::Frame(REPLY_READY, _), State::Starting) => self.state = State::Idle,
-            (Reply::Frame(REPLY_RENEWED, _), _) => self.seeds_pending = self.seeds_pending.saturating_sub(1),
-            (Reply::Frame(REPLY_DONE, exit_code), State::Busy) => {
+            (Reply::Frame(REPLY_READY, ..), State::Starting) => self.state = State::Idle,
+            (Reply::Frame(REPLY_RENEWED, number, _), _) => self.seeds_applied = number,
+            (Reply::Frame(REPLY_DONE, number, exit_code), State::Busy) if number == self.calls => {
                 self.state = State::Idle;
-                if self.seeds_pending > 0 {
-                    self.send(COMMAND_RENEW, &[]);
+                if self.takes_no_seeds {
+                    self.refuse_new_code();
+                } else if !self.is_renewed() {
+                    self.send(COMMAND_RENEW, self.seeds, &[]);
                 }
                 return ReplEvent::Done(exit_code);
             }
+            // A repetition.
+            (Reply::Frame(REPLY_READY, ..), _) => {}
+            (Reply::Frame(REPLY_DONE, number, _), _) if (1..=self.calls).contains(&number) => {}
             (Reply::End, _) => self.replies = None,
             // The user's code has written to the pipe: only a new process is sound.
             (Reply::Frame(..) | Reply::Garbage, _) => self.signal(Signal::KILL),
         }
         self.run_waiting_code();
         ReplEvent::Progress
+    }
+
+    /// What runs may go on to its end. After it only a new process is sound, which the end of this
+    /// one brings about.
+    fn refuse_new_code(&mut self) {
+        self.takes_no_seeds = true;
+        if self.state != State::Busy {
+            self.signal(Signal::KILL);
+        }
     }
 
     /// One that has ended meanwhile needs no signal; its id is its own until its end is noticed here.
@@ -276,19 +318,25 @@ impl Process {
 
     fn run_waiting_code(&mut self) {
         if self.state == State::Idle
-            && self.seeds_pending == 0
+            && self.is_renewed()
             && let Some(code) = self.waiting_code.take()
         {
             self.state = State::Busy;
-            self.send(COMMAND_EXEC, code.as_bytes());
+            self.calls += 1;
+            self.send(COMMAND_EXEC, self.calls, code.as_bytes());
         }
     }
 
+    fn is_renewed(&self) -> bool {
+        self.seeds_applied == self.seeds && !self.takes_no_seeds
+    }
+
     /// Sends a command, or as much of it as the pipe takes now. `limits::CODE_LEN_MAX` bounds it.
-    fn send(&mut self, kind: u8, body: &[u8]) {
+    fn send(&mut self, kind: u8, number: u32, body: &[u8]) {
         let len = u32::try_from(body.len()).unwrap_or(u32::MAX);
-        self.unsent.reserve(1 + size_of::<u32>() + body.len());
+        self.unsent.reserve(1 + 2 * size_of::<u32>() + body.len());
         self.unsent.push(kind);
+        self.unsent.extend_from_slice(&number.to_le_bytes());
         self.unsent.extend_from_slice(&len.to_le_bytes());
         self.unsent.extend_from_slice(body);
         self.send_more();
@@ -312,7 +360,8 @@ impl Process {
 }
 
 enum Reply {
-    Frame(u8, i32),
+    /// Kind, number of what is answered, exit code.
+    Frame(u8, u32, i32),
     Garbage,
     End,
 }
@@ -326,8 +375,9 @@ async fn read_reply(replies: Option<&Receiver>) -> Reply {
         let mut reply = [0; REPLY_LEN];
         match replies.try_read(&mut reply) {
             Ok(REPLY_LEN) => {
-                let [kind, number @ ..] = reply;
-                return Reply::Frame(kind, i32::from_le_bytes(number));
+                let [kind, n0, n1, n2, n3, exit_code @ ..] = reply;
+                let number = u32::from_le_bytes([n0, n1, n2, n3]);
+                return Reply::Frame(kind, number, i32::from_le_bytes(exit_code));
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Ok(0) | Err(_) => return Reply::End,

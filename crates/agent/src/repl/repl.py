@@ -10,6 +10,7 @@ import ast
 import fcntl
 import linecache
 import os
+import select
 import signal
 import struct
 import sys
@@ -21,12 +22,13 @@ from typing import Any
 
 RUNNER_FILE = "<podflare>"
 
-# Frames. A command is a kind and a length, then that many bytes; a reply is a kind and a number.
-COMMAND = struct.Struct("<BI")
-REPLY = struct.Struct("<Bi")
+# Frames. A command is a kind, a number and a length, then that many bytes; a seed has a number too. A
+# reply is a kind, the number of what it answers, and an exit code; it may come twice.
+COMMAND = struct.Struct("<BII")
+SEED = struct.Struct("<I64s")
+REPLY = struct.Struct("<BIi")
 EXEC, RENEW = 1, 2
 READY, DONE, RENEWED = 1, 2, 3
-SEED_LEN = 64
 
 # Exit codes where the code has none of its own.
 EXIT_CODE_EXCEPTION = 1
@@ -35,10 +37,14 @@ EXIT_CODE_INTERRUPTED = 130
 # Below this number descriptors are left to the user's code.
 DESCRIPTOR_MIN = 200
 
-# Sources kept for tracebacks and inspect.getsource: one cell's, and all together, in characters.
-# Cells that carry a file as base64 are over the first limit.
+# The most bytes of one read of a command: what a pipe holds.
+READ_LEN_MAX = 64 * 1024
+
+# Sources kept for tracebacks and inspect.getsource: one cell's, and all together, in characters, and
+# their number. Cells that carry a file as base64 are over the first limit.
 CELL_KEPT_LEN_MAX = 256 * 1024
 CELLS_KEPT_LEN_MAX = 8 * 1024 * 1024
+CELLS_KEPT_MAX = 10_000
 
 # inspect.CO_COROUTINE: the code has a top-level await, and evaluating it gives a coroutine.
 CO_COROUTINE = 0x80
@@ -62,11 +68,18 @@ def open_stream(descriptor: int) -> Any:
     return open(descriptor, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
 
 
-def revive_streams() -> None:
-    """Opens sys.stdout and sys.stderr anew where an earlier cell has closed them."""
+def revive_streams(outputs: dict[int, int]) -> None:
+    """Opens sys.stdout and sys.stderr anew where an earlier cell has closed them.
+
+    A descriptor that is closed comes back from its duplicate, or the next open() would get its
+    number and all that is printed. One that is another file now was made so on purpose.
+    """
     for name, descriptor in (("stdout", 1), ("stderr", 2)):
-        # Fails if the descriptor itself is closed, which the user's prints will say.
         with suppress(BaseException):
+            try:
+                os.fstat(descriptor)
+            except OSError:
+                os.dup2(outputs[descriptor], descriptor)
             stream = getattr(sys, name, None)
             if stream is None or getattr(stream, "closed", False):
                 setattr(sys, name, open_stream(descriptor))
@@ -81,11 +94,11 @@ def flush_streams() -> None:
 
 def show_exception(error: BaseException) -> None:
     """Prints the traceback from the first frame of a cell on; the runner's own frames are left out."""
-    frames = error.__traceback__
-    while frames is not None and not frames.tb_frame.f_code.co_filename.startswith("<cell "):
-        frames = frames.tb_next
-    error.__traceback__ = frames
     try:
+        frames = error.__traceback__
+        while frames is not None and not frames.tb_frame.f_code.co_filename.startswith("<cell "):
+            frames = frames.tb_next
+        error.__traceback__ = frames
         if isinstance(error, SyntaxError) and error.text is None and error.filename and error.lineno:
             error.text = linecache.getline(error.filename, error.lineno)
         if sys.excepthook is not sys.__excepthook__:
@@ -99,12 +112,14 @@ def show_exception(error: BaseException) -> None:
 
 
 def exit_code(error: SystemExit) -> int:
-    if error.code is None:
-        return 0
-    if isinstance(error.code, int):
-        return error.code & 0xFF
+    # Any of this may be the user's own, and raise.
     with suppress(BaseException):
-        print(error.code, file=sys.stderr)
+        code = error.code
+        if code is None:
+            return 0
+        if isinstance(code, int):
+            return int.__and__(code, 0xFF)
+        print(code, file=sys.stderr)
     return EXIT_CODE_EXCEPTION
 
 
@@ -139,10 +154,22 @@ def ignore_interrupt(*_: Any) -> None:
 
 class Runner:
     def __init__(self, commands: int, replies: int, seeds: int) -> None:
-        self.commands = open(self.own(commands), "rb", buffering=64 * 1024)
+        # Read without a buffer, which could hold a command that the poll does not see.
+        self.commands = self.own(commands)
         self.replies = self.own(replies)
         self.seeds = self.own(seeds)
         os.set_blocking(self.seeds, False)
+        self.pipes = select.poll()
+        self.pipes.register(self.commands, select.POLLIN)
+        for descriptor in (self.replies, self.seeds):
+            self.pipes.register(descriptor, 0)
+        # What has arrived of the next command, the last seed, and the reply that is due.
+        self.header: list[bytes] = []
+        self.body: list[bytes] = []
+        self.seed: deque[bytes] = deque(maxlen=1)
+        self.seed_applied = 0
+        self.due: tuple[int, int, int] | None = (READY, 0, 0)
+        self.outputs = {descriptor: self.duplicate(descriptor) for descriptor in (1, 2)}
         self.pid = os.getpid()
         self.main = types.ModuleType("__main__")
         self.main.__dict__["__builtins__"] = sys.modules["builtins"]
@@ -154,9 +181,12 @@ class Runner:
         self.kept_len = 0
 
     @staticmethod
-    def own(descriptor: int) -> int:
-        """Moves a descriptor out of the way of user code; processes it starts do not inherit it."""
-        moved = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, DESCRIPTOR_MIN)
+    def duplicate(descriptor: int) -> int:
+        """Out of the way of user code; processes it starts do not inherit it."""
+        return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, DESCRIPTOR_MIN)
+
+    def own(self, descriptor: int) -> int:
+        moved = self.duplicate(descriptor)
         os.close(descriptor)
         return moved
 
@@ -165,34 +195,73 @@ class Runner:
         os.setsid()
         sys.modules["__main__"] = self.main
         sys.argv = [""]
+        # Last: what the runner itself imports must not be a file in the user's directory.
+        sys.path.insert(0, "")
         sys.stdout = sys.__stdout__ = open_stream(1)
         sys.stderr = sys.__stderr__ = open_stream(2)
         set_interrupt_handler(ignore_interrupt)
+        # System calls that it meets fail with EINTR, as signal.signal() sets it up: only so does a
+        # main thread come back that waits for another one, a process or input.
         signal.signal(renewal_signal, self.renew_at_once)
-        # C code that the signal meets in a system call must not see it fail with EINTR.
-        signal.siginterrupt(renewal_signal, False)
 
     def serve(self) -> None:
-        """Until the agent closes the pipe. Threads and atexit handlers of the user do not outlive it."""
-        self.reply(READY)
-        while len(header := self.commands.read(COMMAND.size)) == COMMAND.size:
-            kind, length = COMMAND.unpack(header)
-            if kind == RENEW:
-                self.renew()
-            elif kind == EXEC:
-                code = self.run_cell(self.commands.read(length))
-                flush_streams()
-                if os.getpid() != self.pid:
-                    os._exit(code)  # A child that the cell has forked: the loop is its parent's.
-                self.reply(DONE, code)
-        flush_streams()
-        os._exit(0)
+        """Until the agent closes the pipe. Threads and atexit handlers of the user do not outlive it.
 
-    def reply(self, kind: int, number: int = 0) -> None:
-        os.write(self.replies, REPLY.pack(kind, number))
+        The user's signal handlers run between two cells too, and may raise wherever Python calls
+        something. So a turn that is broken off leaves all in order for the next one.
+        """
+        raised: deque[BaseException] = deque()
+        while True:
+            # Two layers: when one handler raises, the signal of another may wait already.
+            try:
+                try:
+                    while raised:
+                        self.wait(0)
+                        show_exception(raised.popleft())
+                        flush_streams()
+                    self.take_turn()
+                except BaseException as error:
+                    raised.append(error)
+            except BaseException as error:
+                raised.append(error)
+
+    def take_turn(self) -> None:
+        if os.getpid() != self.pid:
+            os._exit(self.due[2] if self.due else 0)  # A cell's forked child: the loop is its parent's.
+        if self.due:
+            # Perhaps a second time, which its number tells the agent.
+            os.write(self.replies, REPLY.pack(*self.due))
+            self.due = None
+        kind, number, length = COMMAND.unpack(self.receive(self.header, COMMAND.size))
+        source = self.receive(self.body, length)
+        if kind == RENEW:
+            self.renew()
+            self.header, self.body = [], []
+        elif kind == EXEC:
+            # What a handler raises before the code begins or after its end is how the cell ends.
+            self.due, self.header, self.body = (DONE, number, EXIT_CODE_EXCEPTION), [], []
+            code = self.run_cell(source)
+            flush_streams()
+            self.due = (DONE, number, code)
+
+    def receive(self, pieces: list[bytes], length: int) -> bytes:
+        while (missing := length - sum(map(len, pieces))) > 0:
+            self.wait()
+            # No handler runs within one call of C, so what is read is kept.
+            pieces.extend(map(os.read, (self.commands,), (min(missing, READ_LEN_MAX),)))
+        return b"".join(pieces)
+
+    def wait(self, timeout_ms: int | None = None) -> None:
+        """Until a command comes. Without the agent, or a pipe that the user's code has closed, all ends."""
+        for _, event in self.pipes.poll(timeout_ms):
+            if not event & select.POLLIN:
+                flush_streams()
+                os._exit(0)
 
     def run_cell(self, source: bytes) -> int:
-        revive_streams()
+        revive_streams(self.outputs)
+        # Each cell shows a warning of its own; the interpreter counts lines, which all begin at 1.
+        self.main.__dict__.pop("__warningregistry__", None)
         try:
             try:
                 set_interrupt_handler(self.interrupt_handler)
@@ -243,14 +312,14 @@ class Runner:
         linecache.cache[filename] = (len(source), None, lines, filename)
         self.kept.append((filename, len(source)))
         self.kept_len += len(source)
-        while self.kept_len > CELLS_KEPT_LEN_MAX:
+        while self.kept_len > CELLS_KEPT_LEN_MAX or len(self.kept) > CELLS_KEPT_MAX:
             oldest, length = self.kept.popleft()
             linecache.cache.pop(oldest, None)
             self.kept_len -= length
 
     def run_awaiting(self, codes: list[types.CodeType]) -> None:
         """Top-level await: one event loop for all cells; its tasks go on while a cell awaits."""
-        if self.event_loop is None:
+        if self.event_loop is None or self.event_loop.get_loop().is_closed():
             import asyncio
 
             self.event_loop = asyncio.Runner()
@@ -264,16 +333,20 @@ class Runner:
         self.event_loop.run(run())
 
     def renew(self) -> None:
-        """Applies and acknowledges every seed that waits."""
-        while os.getpid() == self.pid:
-            try:
-                seed = os.read(self.seeds, SEED_LEN)
-            except OSError:
-                return
-            if len(seed) < SEED_LEN:
-                return
+        """Applies the last seed that has come, once, and acknowledges it with all before."""
+        if os.getpid() != self.pid:
+            return
+        with suppress(BlockingIOError):
+            while not self.seed or self.seed[0]:
+                # As with commands: what is read is kept.
+                self.seed.extend(map(os.read, (self.seeds,), (SEED.size,)))
+        if not self.seed:
+            return  # The signal came from somebody else.
+        number, seed = SEED.unpack(self.seed[0])
+        if number != self.seed_applied:
             reseed(seed)
-            self.reply(RENEWED)
+            self.seed_applied = number
+        os.write(self.replies, REPLY.pack(RENEWED, number, 0))
 
     def renew_at_once(self, *_: Any) -> None:
         """Between two instructions of the user's code; an interrupt waits, so that no seed is lost."""

@@ -2,6 +2,7 @@
 
 use crate::client::{Agent, eventually};
 use podflare_wire::guest::{ExecEnd, Language};
+use std::process::Command;
 
 #[test]
 fn output_and_exit_code_come_back() {
@@ -10,6 +11,7 @@ fn output_and_exit_code_come_back() {
     let outcome = client.bash("echo out; echo err >&2; exit 7");
     assert_eq!((outcome.stdout(), outcome.stderr()), ("out\n", "err\n"));
     assert_eq!(outcome.end, Some((7, ExecEnd::Finished)));
+    assert_eq!(client.bash("-x").stderr(), "/bin/bash: line 1: -x: command not found\n");
     let outcome = client.bash("kill -9 $$");
     assert_eq!(outcome.end, Some((137, ExecEnd::Killed { signal: 9 })));
 }
@@ -22,6 +24,20 @@ fn it_runs_at_home_with_a_small_environment_and_no_input() {
     let home = agent.home.path().display();
     let expected = format!("{home}\n{home}\n0022\nHOME LANG PATH PWD SHLVL _ ");
     assert_eq!(outcome.stdout(), expected);
+}
+
+#[test]
+fn the_standing_of_the_agent_is_not_inherited() {
+    let agent = Agent::start();
+    let mut client = agent.client();
+    let before = agent.process_file("oom_score_adj");
+    let code = "cat /proc/self/oom_score_adj; ulimit -S -n";
+    let limit = String::from_utf8(Command::new("bash").args(["-c", "ulimit -S -n"]).output().unwrap().stdout);
+    let expected = format!("500\n{}", limit.unwrap());
+    assert_eq!(client.bash(code).stdout(), expected);
+    let outcome = client.python(&format!("import subprocess; n = subprocess.run({code:?}, shell=True)"));
+    assert_eq!(outcome.stdout(), expected);
+    assert_eq!(agent.process_file("oom_score_adj"), before);
 }
 
 #[test]
@@ -66,6 +82,26 @@ fn a_background_process_neither_delays_the_end_nor_dies_of_it() {
     assert_eq!((outcome.stdout(), outcome.exit_code()), ("started\n", 0));
     client.bash("touch go");
     eventually(|| agent.home.path().join("survived").exists().then_some(()));
+}
+
+#[test]
+fn output_that_a_process_substitution_still_has_in_hand_is_read_to_its_end() {
+    let agent = Agent::start();
+    let mut client = agent.client();
+    for _ in 0..10 {
+        let code = "exec > >(tee log; echo end) 2> >(sed s/^/E:/ >&2); echo hello; echo oh >&2";
+        let outcome = client.bash(code);
+        assert_eq!((outcome.stdout(), outcome.stderr()), ("hello\nend\n", "E:oh\n"));
+    }
+}
+
+#[test]
+fn a_background_process_that_never_stops_writing_does_not_keep_a_call_from_ending() {
+    let agent = Agent::start();
+    let mut client = agent.client();
+    let outcome = client.bash("yes & echo $! >&2");
+    assert_eq!(outcome.exit_code(), 0);
+    assert_eq!(client.bash(&format!("kill {}; echo next", outcome.stderr().trim())).stdout(), "next\n");
 }
 
 #[test]

@@ -53,8 +53,13 @@ impl Agent {
         client
     }
 
+    /// A file of the agent's own directory in /proc.
+    pub(crate) fn process_file(&self, name: &str) -> String {
+        std::fs::read_to_string(format!("/proc/{}/{name}", self.process.id())).unwrap()
+    }
+
     pub(crate) fn memory_kib(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.id())).unwrap();
+        let status = self.process_file("status");
         let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
     }

@@ -118,3 +118,19 @@ fn an_execution_outlives_a_closed_connection_without_being_blocked_by_its_output
     eventually(|| agent.home.path().join("finished").exists().then_some(()));
     assert_eq!(agent.client().bash("echo next").stdout(), "next\n");
 }
+
+#[test]
+fn a_bash_that_runs_when_its_connection_is_replaced_goes_on_and_delays_nothing() {
+    let agent = Agent::start();
+    let mut old = agent.client();
+    let code = "echo begin; until [ -e go ]; do sleep 0.01; done; echo noise && touch finished";
+    let exec = old.start(Language::Bash, code);
+    old.wait_until(exec, |outcome| outcome.stdout == b"begin\n");
+
+    let mut new = agent.client();
+    assert_eq!(new.bash("echo next").stdout(), "next\n");
+    assert_eq!(new.eval("print('next')"), "next\n");
+    assert!(!agent.home.path().join("finished").exists());
+    new.bash("touch go");
+    eventually(|| agent.home.path().join("finished").exists().then_some(()));
+}

@@ -124,7 +124,54 @@ fn system_exit_gives_its_code_and_the_repl_lives_on() {
     check_end(&client.python("sys.exit(True)"), 1, "", "");
     check_end(&client.python("sys.exit('no luck')"), 1, "", "no luck\n");
     check_end(&client.python("exit(4)"), 4, "", "");
+    let code = "class E(SystemExit):\n    code = property(lambda self: 1 / 0)\nraise E()";
+    check_end(&client.python(code), 1, "", "");
     check_stdout(&mut client, "x", "5\n");
+}
+
+#[test]
+fn handlers_that_raise_between_calls_are_shown_and_the_repl_lives_on() {
+    let agent = Agent::start();
+    let mut client = agent.client();
+    let code = "import os, signal, sys\nx = 5\n\
+        def h(error):\n    \
+            def handle(*_): open('handled', 'a').write('x'); raise error\n    \
+            return handle\n\
+        n = signal.signal(signal.SIGALRM, h(TimeoutError('too late')))\n\
+        n = signal.signal(signal.SIGCHLD, h(ValueError('too late')))\n\
+        n = signal.signal(signal.SIGTERM, h(SystemExit('too late')))";
+    check_stdout(&mut client, code, "");
+    let pid = client.eval("os.getpid()");
+    let handled = agent.home.path().join("handled");
+    for (times, signal) in ["ALRM", "CHLD", "TERM", "ALRM"].into_iter().enumerate() {
+        client.bash(&format!("kill -{signal} {pid}"));
+        eventually(|| (std::fs::read(&handled).unwrap_or_default().len() > times).then_some(()));
+        let outcome = client.python("x");
+        assert_eq!((outcome.stdout(), outcome.exit_code()), ("5\n", 0));
+        assert_eq!(outcome.stderr().matches(": too late").count(), 1, "{}", outcome.stderr());
+        assert!(!outcome.stderr().contains("podflare"), "{}", outcome.stderr());
+    }
+    assert_eq!(client.eval("os.getpid()"), pid);
+}
+
+#[test]
+fn a_file_named_like_a_module_that_the_repl_needs_does_not_keep_it_from_starting() {
+    let agent = Agent::start();
+    let mut client = agent.client();
+    client.bash("for name in struct select traceback contextlib; do echo 'raise Exception' > $name.py; done");
+    assert_eq!(client.python("import os; os._exit(3)").exit_code(), 3);
+    check_stdout(&mut client, "import sys; sys.path[0]", "''\n");
+    check_stdout(&mut client, "open('mine.py', 'w').write('y = 7')\nimport mine\nmine.y", "7\n");
+}
+
+#[test]
+fn a_warning_is_shown_in_every_cell_that_causes_it() {
+    let agent = Agent::start();
+    let mut client = agent.client();
+    for _ in 0..2 {
+        let outcome = client.python("import warnings\nfor _ in range(3): warnings.warn('careful')");
+        assert_eq!(outcome.stderr().matches("UserWarning: careful").count(), 1, "{}", outcome.stderr());
+    }
 }
 
 #[test]
@@ -138,6 +185,8 @@ fn top_level_await_keeps_one_event_loop() {
     check_stdout(&mut client, "t = loop.create_task(f())\nx = await t\nx", "7\n");
     check_stdout(&mut client, "asyncio.get_running_loop() is loop and await f()", "7\n");
     check_stdout(&mut client, "asyncio.run(f())", "7\n");
+    check_stdout(&mut client, "await f()", "7\n");
+    check_stdout(&mut client, "loop.close()", "");
     check_stdout(&mut client, "await f()", "7\n");
 }
 
@@ -196,6 +245,15 @@ fn user_code_may_replace_or_close_its_streams() {
 }
 
 #[test]
+fn a_closed_descriptor_of_the_output_is_open_again_in_the_next_cell() {
+    let agent = Agent::start();
+    let mut client = agent.client();
+    check_stdout(&mut client, "import os; os.close(1); os.close(2)", "");
+    let code = "f = open('file', 'w')\nprint('out')\nos.system('echo err >&2')\nf.fileno() > 2, os.path.getsize('file')";
+    check_end(&client.python(code), 0, "out\n(True, 0)\n", "err\n");
+}
+
+#[test]
 fn a_dead_repl_ends_its_call_and_another_is_started() {
     let agent = Agent::start();
     let mut client = agent.client();
@@ -208,7 +266,8 @@ fn a_dead_repl_ends_its_call_and_another_is_started() {
 
     let outcome = client.python("import os, sys\nsys.stderr.write('oh\\n')\nos.kill(os.getpid(), 9)");
     assert_eq!(outcome.end, Some((137, ExecEnd::Killed { signal: 9 })));
-    assert_eq!(outcome.stderr(), format!("oh\n{}", notice("killed by signal 9")));
+    // hostd tells the rest of one that was killed.
+    assert_eq!(outcome.stderr(), "oh\n");
 
     let outcome = client.python("x");
     assert!(outcome.stderr().contains("NameError"));
@@ -235,6 +294,36 @@ fn a_repl_that_died_between_calls_is_reported_to_the_next_one_once() {
         "The Python process ended (killed by signal 9); it was restarted and its variables are lost.\n",
     );
     check_end(&client.python("print('new')"), 0, "new\n", "");
+}
+
+#[test]
+fn a_repl_that_died_without_a_reader_is_reported_to_the_next_call() {
+    let agent = Agent::start();
+    let mut old = agent.client();
+    let code = "import os\nprint('begin')\nwhile not os.path.exists('go'): pass\nos.kill(os.getpid(), 9)";
+    let exec = old.start(Language::Python, code);
+    old.wait_until(exec, |outcome| outcome.stdout == b"begin\n");
+    let mut new = agent.client();
+    let next = new.start(Language::Python, "print('new')");
+    std::fs::write(agent.home.path().join("go"), "").unwrap();
+    let outcome = new.wait(next);
+    assert_eq!(outcome.stdout(), "new\n");
+    assert_eq!(outcome.stderr().matches("variables are lost").count(), 1, "{}", outcome.stderr());
+}
+
+#[test]
+fn an_agent_that_is_killed_takes_a_busy_repl_with_it() {
+    let agent = Agent::start();
+    let mut client = agent.client();
+    let exec = client.start(Language::Python, "import os\nprint(os.getpid())\nwhile True: pass");
+    let outcome = client.wait_until(exec, |outcome| outcome.stdout.ends_with(b"\n"));
+    let status = format!("/proc/{}/status", outcome.stdout().trim());
+    drop(agent);
+    // Where nobody waits for it, it stays as a zombie.
+    eventually(|| {
+        let status = std::fs::read_to_string(&status).unwrap_or_default();
+        (status.is_empty() || status.contains("State:\tZ")).then_some(())
+    });
 }
 
 #[test]

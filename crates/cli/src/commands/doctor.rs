@@ -13,7 +13,7 @@ use std::fs;
 use std::path::Path;
 use std::process::ExitCode;
 
-/// Both images, what they are made from, and some state.
+/// Both images (1.1 GB), the former ones that are kept, what one is made from, and some state.
 const DISK_GIB_MIN: u64 = 5;
 const EMULATOR: Tool = Tool { program: "qemu-system-x86_64", package: "qemu-system-x86" };
 

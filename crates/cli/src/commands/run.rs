@@ -2,6 +2,7 @@
 
 use crate::api::Client;
 use crate::args::Run;
+use crate::interrupt;
 use crate::output::Output;
 use anyhow::Context;
 use podflare_api::exec::{ExecEventKind, ExecRequest, Language};
@@ -16,7 +17,8 @@ pub(crate) fn run(args: &Run, places: &Places, output: &Output) -> anyhow::Resul
     };
     let language = if args.bash { Language::Bash } else { Language::Python };
     let client = Client::of(&args.host, places)?;
-    let id = client.create()?;
+    let sandbox = interrupt::closes(&client)?;
+    let id = sandbox.set(|| client.create())?;
     let result = client.exec(&id, &ExecRequest { code, language }, |event| show(event, output));
     let closed = client.close(&id);
     let exit_code = result?;

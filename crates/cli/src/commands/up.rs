@@ -22,7 +22,7 @@ const READY_PATIENCE: Duration = Duration::from_secs(900);
 const HEALTH_INTERVAL: Duration = Duration::from_millis(250);
 
 pub(crate) fn run(args: &Up, places: &Places, output: &Output) -> anyhow::Result<ExitCode> {
-    refuse_an_open_door(args)?;
+    refuse_contradictions(args)?;
     start::check_programs(places)?;
     fs::create_dir_all(&places.home).with_context(|| format!("Cannot make {}", places.home.display()))?;
     let _lock = lock(places)?;
@@ -44,8 +44,14 @@ pub(crate) fn run(args: &Up, places: &Places, output: &Output) -> anyhow::Result
     wait_until_ready(&record, places, output)
 }
 
-/// Without keys everyone who reaches the address may run code.
-fn refuse_an_open_door(args: &Up) -> anyhow::Result<()> {
+fn refuse_contradictions(args: &Up) -> anyhow::Result<()> {
+    if args.listen.port() == 0 {
+        bail!("{} names no port, so no client would find the host: choose one, like 7070", args.listen);
+    }
+    if args.api_keys.is_some() && args.auth_disabled {
+        bail!("Keys are given, but PODFLARE_AUTH_DISABLED is set, so that none would be asked for: unset it");
+    }
+    // Without keys everyone who reaches the address may run code.
     if args.api_keys.is_none() && !args.listen.ip().is_loopback() {
         bail!("{} is open to other machines: give --api-keys too, or listen on 127.0.0.1", args.listen);
     }
@@ -105,4 +111,29 @@ fn wait_until_ready(record: &Record, places: &Places, output: &Output) -> anyhow
     }
     output.line(&format!("The host is ready at {}", record.url()))?;
     Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::args::{Args, Command};
+    use clap::Parser;
+
+    fn refusal(arguments: &[&str]) -> Option<String> {
+        let line = ["podflare", "up"].iter().chain(arguments);
+        let Command::Up(up) = Args::parse_from(line).command else { panic!("not up") };
+        refuse_contradictions(&up).err().map(|error| error.to_string())
+    }
+
+    #[test]
+    fn what_would_start_a_host_that_nobody_or_everybody_can_use_is_refused() {
+        let keys = ["--api-keys", "pf_test"];
+        assert_eq!(refusal(&[]), None);
+        assert_eq!(refusal(&keys), None);
+        assert_eq!(refusal(&[&keys[..], &["--listen", "0.0.0.0:7070"]].concat()), None);
+        assert!(refusal(&["--listen", "127.0.0.1:0"]).unwrap().contains("no port"));
+        assert!(refusal(&["--listen", "0.0.0.0:7070"]).unwrap().contains("open to other machines"));
+        let contradiction = refusal(&[&keys[..], &["--auth-disabled"]].concat());
+        assert!(contradiction.unwrap().contains("PODFLARE_AUTH_DISABLED"));
+    }
 }
