@@ -2,8 +2,9 @@
 
     python bench/bench.py --host http://127.0.0.1:7070 --n 100
 
-Prints a Markdown table and writes every raw sample to bench/results/latest.json. A sample is what the caller
-waits for; rows marked "host:" are what the host says about the same request in `Server-Timing`.
+Prints a Markdown table and writes every raw sample to bench/results/latest.json, or to partial.json beside it
+if only some operations were measured. A sample is what the caller waits for; rows marked "host:" are what the
+host says about the same request in `Server-Timing`.
 """
 
 from __future__ import annotations
@@ -27,10 +28,18 @@ import httpx
 
 from podflare import Client, PodflareError, Sandbox
 
-RESULTS = Path(__file__).parent / "results" / "latest.json"
+RESULTS = Path(__file__).parent / "results"
 WARM_UP = 3
 POOL_DEADLINE_SECONDS = 300.0
 POOL_POLL_SECONDS = 0.02
+# With fewer samples a 99th percentile is an interpolation towards the maximum, which stands beside it.
+P99_SAMPLES_MIN = 100
+
+# A host is idle if it answers so many times in a row not much later than it did before anything was measured.
+IDLE_ANSWERS = 3
+IDLE_FACTOR = 1.5
+IDLE_DEADLINE_SECONDS = 10.0
+FLOOR_ANSWERS = 21
 UPLOAD = os.urandom(256 * 1024)
 
 
@@ -75,6 +84,8 @@ class Bench:
         self._transport = TimingTransport()
         self.client = Client(host, timeout=120.0, transport=self._transport)
         self.sandbox = Sandbox(client=self.client)
+        self.never_idle = 0
+        self._floor_ms = float("inf")
 
     @contextmanager
     def measured(self) -> Iterator[Sample]:
@@ -86,17 +97,44 @@ class Bench:
         sample.ms = (time.perf_counter() - start) * 1000
         sample.host_ms = self._transport.first or {}
 
-    def fill_pool(self) -> None:
-        """Wait until the default template has as many ready VMs as it wants, so that a create finds one.
+    def learn_floor(self) -> None:
+        """Learn how fast the host answers when it is idle.
 
         Raises:
-            TimeoutError: It does not get there.
+            TimeoutError: The pool does not get full.
         """
+        self._fill_pool()
+        self._floor_ms = statistics.median(self._answer_ms() for _ in range(FLOOR_ANSWERS))
+
+    def settle(self) -> None:
+        """Wait until the host neither makes VMs nor takes any down, so that a sample has it for itself.
+
+        The host does not tell when a VM that was destroyed is gone; it answers late until then. Where it
+        stays busy with something else, the wait has an end, and is counted.
+
+        Raises:
+            TimeoutError: The pool does not get full.
+        """
+        self._fill_pool()
+        deadline = time.monotonic() + IDLE_DEADLINE_SECONDS
+        in_time = 0
+        while in_time < IDLE_ANSWERS:
+            if time.monotonic() > deadline:
+                self.never_idle += 1
+                return
+            in_time = in_time + 1 if self._answer_ms() <= self._floor_ms * IDLE_FACTOR else 0
+
+    def _fill_pool(self) -> None:
         deadline = time.monotonic() + POOL_DEADLINE_SECONDS
         while not pool_is_full(self.client.capacity()):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"The pool is not full after {POOL_DEADLINE_SECONDS:.0f} s")
             time.sleep(POOL_POLL_SECONDS)
+
+    def _answer_ms(self) -> float:
+        start = time.perf_counter()
+        self.client.healthz()
+        return (time.perf_counter() - start) * 1000
 
     def close(self) -> None:
         """Leave nothing behind."""
@@ -109,7 +147,7 @@ def pool_is_full(capacity: dict[str, object]) -> bool:
     templates = capacity.get("templates")
     for pool in templates if isinstance(templates, list) else []:
         if pool["template"] == "default":
-            return bool(pool["pool_ready"] >= max(1, pool["pool_size"]))
+            return bool(pool["pool_ready"] >= max(1, pool["pool_size"]) and not pool["pool_starting"])
     raise PodflareError(f"The host does not tell how many VMs are ready: {json.dumps(capacity)[:200]}")
 
 
@@ -122,7 +160,7 @@ def healthz(bench: Bench) -> Sample:
 
 def create(bench: Bench) -> Sample:
     """Take a ready VM from the pool."""
-    bench.fill_pool()
+    bench.settle()
     with bench.measured() as sample:
         sandbox = Sandbox(client=bench.client)
     sandbox.close()
@@ -131,7 +169,7 @@ def create(bench: Bench) -> Sample:
 
 def create_and_run(bench: Bench) -> Sample:
     """Take a ready VM from the pool and run its first code."""
-    bench.fill_pool()
+    bench.settle()
     with bench.measured() as sample:
         sandbox = Sandbox(client=bench.client)
         run(sandbox)
@@ -148,15 +186,17 @@ def run_hot(bench: Bench) -> Sample:
 
 def run_after_fork(bench: Bench) -> Sample:
     """Run code in a sandbox whose pages are write-protected anew."""
-    for child in bench.sandbox.fork():
-        child.close()
-    return run_hot(bench)
+    bench.settle()
+    [child] = bench.sandbox.fork()
+    with child:
+        return run_hot(bench)
 
 
 def fork_and_run(n: int) -> Callable[[Bench], Sample]:
     """Fork n ways, until all children have answered at once."""
 
     def fork_n_and_run(bench: Bench) -> Sample:
+        bench.settle()
         with ExitStack() as closing, ThreadPoolExecutor(n) as threads, bench.measured() as sample:
             children = bench.sandbox.fork(n)
             for child in children:
@@ -172,6 +212,7 @@ def merge(bench: Bench) -> Sample:
     with Sandbox(client=bench.client) as parent:
         [winner] = parent.fork()
         run(winner)
+        bench.settle()
         with bench.measured() as sample:
             parent.merge_into(winner)
     return sample
@@ -179,9 +220,9 @@ def merge(bench: Bench) -> Sample:
 
 def destroy(bench: Bench) -> Sample:
     """Destroy a sandbox that has run code."""
-    bench.fill_pool()
     sandbox = Sandbox(client=bench.client)
     run(sandbox)
+    bench.settle()
     with bench.measured() as sample:
         sandbox.close()
     return sample
@@ -203,24 +244,30 @@ def run(sandbox: Sandbox) -> None:
 
 @dataclass(frozen=True)
 class Operation:
-    """Something to measure; a costly one is measured a fifth as often."""
+    """Something to measure.
+
+    Attributes:
+        costly: It is measured a fifth as often.
+        streams: The host's figures would be about the first byte of an answer that goes on, and are left out.
+    """
 
     name: str
     sample: Callable[[Bench], Sample]
     costly: bool = False
+    streams: bool = False
 
 
 OPERATIONS = [
     Operation("floor: loopback HTTP answer", healthz),
     Operation("create, pool hit", create),
     Operation("create → first print(1) answered", create_and_run),
-    Operation("hot print(1)", run_hot),
-    Operation("print(1) right after a fork", run_after_fork, costly=True),
+    Operation("hot print(1)", run_hot, streams=True),
+    Operation("print(1) right after a fork", run_after_fork, costly=True, streams=True),
     Operation("fork(1) → child answered", fork_and_run(1), costly=True),
     Operation("fork(5) → all answered", fork_and_run(5), costly=True),
     Operation("merge_into", merge, costly=True),
     Operation("destroy", destroy),
-    Operation("upload 256 KB", upload),
+    Operation("upload 256 KB", upload, streams=True),
 ]
 
 
@@ -228,11 +275,12 @@ def measure(bench: Bench, operation: Operation, n: int) -> dict[str, list[float]
     """Take n samples after a warm-up; return the milliseconds of each row."""
     for _ in range(WARM_UP):
         operation.sample(bench)
+    bench.settle()
     rows: dict[str, list[float]] = defaultdict(list)
     for _ in range(n):
         sample = operation.sample(bench)
         rows[operation.name].append(sample.ms)
-        for metric, ms in sample.host_ms.items():
+        for metric, ms in sample.host_ms.items() if not operation.streams else ():
             rows[f"{operation.name} · host: {metric}"].append(ms)
     return rows
 
@@ -240,19 +288,20 @@ def measure(bench: Bench, operation: Operation, n: int) -> dict[str, list[float]
 def table_row(name: str, samples: list[float]) -> str:
     """Format one row of the Markdown table; percentiles are interpolated linearly."""
     cuts = statistics.quantiles(samples, n=100, method="inclusive")
-    figures = (cuts[49], cuts[94], cuts[98], max(samples))
-    return f"| {name} | {len(samples)} | " + " | ".join(f"{ms:.2f}" for ms in figures) + " |"
+    p99 = f"{cuts[98]:.2f}" if len(samples) >= P99_SAMPLES_MIN else "–"
+    return f"| {name} | {len(samples)} | {cuts[49]:.2f} | {cuts[94]:.2f} | {p99} | {max(samples):.2f} |"
 
 
-def machine(client: Client, kvm: str | None) -> dict[str, object]:
-    """Collect what the figures depend on."""
+def circumstances(client: Client, kvm: str) -> dict[str, object]:
+    """Collect what the figures depend on, of this machine: the host does not tell what it runs on."""
     cpuinfo = Path("/proc/cpuinfo")
     cpu = re.search(r"model name\s*: (.*)", cpuinfo.read_text(encoding="utf-8")) if cpuinfo.exists() else None
     return {
-        "cpu": cpu[1] if cpu else platform.processor(),
-        "cpus": os.cpu_count(),
-        "kernel": platform.release(),
-        "kvm": kvm or client.capacity().get("kvm", "unknown"),
+        "host": client.host,
+        "host_kvm": kvm,
+        "client_cpu": cpu[1] if cpu else platform.processor(),
+        "client_cpus": os.cpu_count(),
+        "client_kernel": platform.release(),
         "python": platform.python_version(),
         "measured_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
@@ -263,7 +312,9 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measures a running host.")
     parser.add_argument("--host", help="base URL; otherwise as the SDK finds it")
     parser.add_argument("--n", type=int, default=100, help="samples of each cheap operation (default: 100)")
-    parser.add_argument("--kvm", choices=["native", "emulated"], help="kind of host, if it does not tell")
+    parser.add_argument(
+        "--kvm", choices=["native", "emulated", "unknown"], default="unknown", help="kind of host"
+    )
     parser.add_argument("--only", metavar="TEXT", default="", help="only operations whose name holds this")
     return parser.parse_args()
 
@@ -274,9 +325,11 @@ def main() -> None:
     with ExitStack() as closing:
         bench = Bench(wanted.host)
         closing.callback(bench.close)
-        facts = machine(bench.client, wanted.kvm)
+        bench.learn_floor()
+        facts = circumstances(bench.client, wanted.kvm)
         print(
-            f"{facts['cpu']} × {facts['cpus']}, Linux {facts['kernel']}, KVM {facts['kvm']}; milliseconds\n"
+            f"Client: {facts['client_cpu']} × {facts['client_cpus']}, Linux {facts['client_kernel']}. "
+            f"Host: {bench.client.host}, KVM {wanted.kvm}. Milliseconds.\n"
         )
         print("| operation | n | p50 | p95 | p99 | max |\n|---|---|---|---|---|---|", flush=True)
         samples: dict[str, list[float]] = {}
@@ -287,10 +340,17 @@ def main() -> None:
             samples |= rows
             for name, row in rows.items():
                 print(table_row(name, row), flush=True)
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(
-        json.dumps({"machine": facts, "warm_up": WARM_UP, "samples_ms": samples}, indent=1) + "\n"
-    )
+        if bench.never_idle:
+            print(f"\nThe host was still busy {bench.never_idle} times when an operation began.")
+        facts["never_idle"] = bench.never_idle
+    keep(wanted, {"circumstances": facts, "warm_up": WARM_UP, "samples_ms": samples})
+
+
+def keep(wanted: argparse.Namespace, results: dict[str, object]) -> None:
+    """Write the samples to a file; those of a part do not take the place of the whole."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / ("partial.json" if wanted.only else "latest.json")
+    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

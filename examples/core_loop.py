@@ -104,17 +104,11 @@ def main() -> None:
             told.answer = " ".join(f"{child.id[:10]}…" for child in children)
         with step("a plan in each, at once") as told, ThreadPoolExecutor(len(children)) as threads:
             attempts = list(threads.map(attempt, children, PLANS))
-            best = min(attempts, key=lambda attempt: attempt.length)
+            best = min(attempts, key=lambda tried: tried.length)
             told.answer = f"the best is {best.plan!r}"
-        check(
-            len({attempt.hostname for attempt in attempts}) == len(PLANS), "every child has its own hostname"
-        )
-        check(
-            len({attempt.random for attempt in attempts}) == len(PLANS), "every child has its own randomness"
-        )
-        check(
-            {attempt.background for attempt in attempts} == {"running"}, "background processes are forked too"
-        )
+        check(len({tried.hostname for tried in attempts}) == len(PLANS), "every child has its own hostname")
+        check(len({tried.random for tried in attempts}) == len(PLANS), "every child has its own randomness")
+        check({tried.background for tried in attempts} == {"running"}, "background processes are forked too")
 
         with step("diff two of them") as told:
             diff = children[0].diff(children[1], ["/root"])

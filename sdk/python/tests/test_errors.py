@@ -18,7 +18,7 @@ from podflare import (
     UnauthorizedError,
 )
 
-from .conftest import ScriptedHost
+from .conftest import SANDBOX_ID, ScriptedHost
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ from .conftest import ScriptedHost
     [
         (400, BadRequestError),
         (401, UnauthorizedError),
-        (404, SandboxNotFoundError),
+        (404, ApiError),
         (418, ApiError),
         (429, CapacityError),
         (500, HostError),
@@ -46,6 +46,25 @@ def test_each_status_has_its_error(
     assert (error.status, error.error) == (status, "because of the moon")
     assert (error.method, error.path) == ("POST", "/v1/sandboxes")
     assert str(error) == f"because of the moon ({status} from POST /v1/sandboxes)"
+
+
+@pytest.mark.parametrize("base", ["", "/r/eu"])
+def test_only_what_names_a_sandbox_can_miss_one(base: str) -> None:
+    client = Client(f"http://host.test{base}", transport=httpx.MockTransport(ScriptedHost().handle))
+    for missing_sandbox in (
+        lambda: client.sandbox_info(SANDBOX_ID),
+        lambda: client.replay(SANDBOX_ID),
+        lambda: client.fork_sandbox(SANDBOX_ID),
+        lambda: client.merge_into(SANDBOX_ID, SANDBOX_ID),
+        lambda: client.destroy_sandbox(SANDBOX_ID),
+        lambda: list(client.exec_stream(SANDBOX_ID, "1")),
+    ):
+        with pytest.raises(SandboxNotFoundError):
+            missing_sandbox()
+    for missing_other in (client.create_sandbox, client.list_sandboxes, client.capacity):
+        with pytest.raises(ApiError) as caught:
+            missing_other()
+        assert (type(caught.value), caught.value.status) == (ApiError, 404)
 
 
 def test_api_errors_are_caught_by_handlers_written_for_httpx(host: ScriptedHost, client: Client) -> None:
@@ -114,11 +133,22 @@ def test_other_transport_failures_join_the_tree(
 
 
 @pytest.mark.parametrize(
-    "response", [httpx.Response(200, text="<html>"), httpx.Response(200, json={"state": "ready"})]
+    "text", ["", "<html>", "[" * 100_000, "[]", "{}", '{"id": null}', '{"id": 3}', '{"id": ""}']
 )
-def test_an_answer_of_another_shape_is_an_error(
-    host: ScriptedHost, client: Client, response: httpx.Response
+def test_a_create_that_is_answered_in_another_shape_is_an_error(
+    host: ScriptedHost, client: Client, text: str
 ) -> None:
-    host.on("POST", "/v1/sandboxes", response)
-    with pytest.raises(ProtocolError, match="did not answer with a JSON object"):
+    host.on("POST", "/v1/sandboxes", httpx.Response(200, text=text))
+    with pytest.raises(ProtocolError):
         client.create_sandbox()
+
+
+@pytest.mark.parametrize("value", [None, 3, "sbx_1", {"0": "sbx_1"}, [3], [None], [["sbx_1"]]])
+def test_a_list_that_is_something_else_is_an_error(host: ScriptedHost, client: Client, value: object) -> None:
+    answer = httpx.Response(200, json={"children": value, "sandboxes": value})
+    host.on("POST", f"/v1/sandboxes/{SANDBOX_ID}/fork", answer)
+    host.on("GET", "/v1/sandboxes", answer)
+    with pytest.raises(ProtocolError):
+        client.fork_sandbox(SANDBOX_ID)
+    with pytest.raises(ProtocolError):
+        client.list_sandboxes()

@@ -12,10 +12,14 @@ from pathlib import Path
 import httpx
 import pytest
 
-from podflare import FileTransferError, PodflareError, Sandbox, _diff
+from podflare import FileTransferError, PodflareError, Sandbox, _diff, _files
 from podflare._files import DOWNLOAD_CHUNK_LEN, UPLOAD_CHUNK_LEN
 
 from .conftest import SANDBOX_ID, ScriptedHost, ndjson
+
+# The host's.
+REQUEST_LEN_MAX = 32 * 1024 * 1024
+LINE_LEN_MAX = 16 * 1024 * 1024
 
 
 def run_here(request: httpx.Request) -> httpx.Response:
@@ -103,9 +107,26 @@ def test_another_failure_shows_the_last_line_of_the_traceback(host: ScriptedHost
         sandbox.download("/root/file")
 
 
-def test_other_output_before_a_chunk_does_no_harm(host: ScriptedHost, sandbox: Sandbox) -> None:
-    host.on_exec(("stdout", "from a thread"), ("stdout", "podflare-chunk:5:aGVsbG8="), ("exit", 0))
+@pytest.mark.parametrize(("chunk", "content"), [("5:aGVsbG8=", b"hello"), ("3:YWJj", b"abc"), ("0:", b"")])
+def test_other_output_around_a_chunk_does_no_harm(
+    host: ScriptedHost, sandbox: Sandbox, chunk: str, content: bytes
+) -> None:
+    around = ("stdout", "from a thread")
+    host.on_exec(around, ("stdout", f"podflare-chunk:{chunk}"), around, around, ("exit", 0))
+    assert sandbox.download("/root/file") == content
+
+
+def test_a_chunk_that_the_host_has_cut_into_lines_is_whole(host: ScriptedHost, sandbox: Sandbox) -> None:
+    host.on_exec(("stdout", "podflare-chunk:5:aGV"), ("stdout", "sbG8="), ("stdout", "more"), ("exit", 0))
     assert sandbox.download("/root/file") == b"hello"
+
+
+def test_names_of_the_repl_do_not_disturb_a_transfer(tmp_path: Path) -> None:
+    snippet = _files._snippet(_files._WRITE, path=str(tmp_path / "file"), mode="wb", data="aGVsbG8=")
+    names = dict.fromkeys(["exec", "open", "os", "base64", "path", "__import__"], "mine")
+    exec(snippet, names)
+    assert (tmp_path / "file").read_bytes() == b"hello"
+    assert {name for name, value in names.items() if value != "mine"} == {"__builtins__"}
 
 
 @pytest.mark.parametrize(
@@ -118,13 +139,21 @@ def test_a_damaged_chunk_is_an_error(host: ScriptedHost, sandbox: Sandbox, outpu
         sandbox.download("/root/file")
 
 
-def test_requests_and_lines_stay_below_the_hosts_limits(
+def test_requests_and_lines_stay_far_below_the_hosts_limits(
     host: ScriptedHost, here: Sandbox, tmp_path: Path
 ) -> None:
+    lines: list[bytes] = []
+
+    def run_and_measure(request: httpx.Request) -> httpx.Response:
+        response = run_here(request)
+        lines.extend(response.content.split(b"\n"))
+        return response
+
+    host.on("POST", f"/v1/sandboxes/{SANDBOX_ID}/exec", run_and_measure)
     here.upload(os.urandom(30_000_000), str(tmp_path / "file"))
-    longest = max(len(request.content) for request in host.requests)
-    assert longest < 5 * 1024 * 1024
     assert len(here.download(str(tmp_path / "file"))) == 30_000_000
+    assert max(len(request.content) for request in host.requests) < REQUEST_LEN_MAX / 4
+    assert DOWNLOAD_CHUNK_LEN < max(len(line) for line in lines) < LINE_LEN_MAX / 4
 
 
 ODD_NAMES = [
@@ -194,10 +223,16 @@ def test_a_diff_looks_into_root_and_tmp_unless_told_otherwise(host: ScriptedHost
     assert str(host.body()["code"]).startswith("""find '/srv/it'"'"'s' -type f """)
 
 
-@pytest.mark.parametrize("path", ["", "nul\0inside"])
+@pytest.mark.parametrize("path", ["", "nul\0inside", "not-utf8-\udcff"])
 def test_a_diff_refuses_what_is_not_a_path(sandbox: Sandbox, path: str) -> None:
     with pytest.raises(ValueError, match="Not a path"):
         sandbox.diff(sandbox, [path])
+
+
+def test_a_diff_refuses_a_string_in_the_place_of_its_paths(host: ScriptedHost, sandbox: Sandbox) -> None:
+    with pytest.raises(TypeError, match="a sequence of paths, unlike '/root'"):
+        sandbox.diff(sandbox, "/root")
+    assert host.calls() == ["POST /v1/sandboxes"]
 
 
 def listing(*paths: Path) -> str:

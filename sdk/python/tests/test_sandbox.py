@@ -166,6 +166,15 @@ def test_a_client_lists_and_looks_at_sandboxes(host: ScriptedHost, client: Clien
     assert client.sandbox_info(SANDBOX_ID)["generation"] == 2
 
 
+def test_a_sandbox_tells_what_it_was_given_and_how_it_is(host: ScriptedHost, client: Client) -> None:
+    created = {"id": SANDBOX_ID, "state": "ready", "ram_mib": 1024, "persistent": False, "egress": False}
+    host.on("POST", "/v1/sandboxes", httpx.Response(200, json=created))
+    view = {"id": SANDBOX_ID, "state": "ready", "ram_mib": 1024, "executions": 3}
+    host.on("GET", f"/v1/sandboxes/{SANDBOX_ID}", httpx.Response(200, json=view))
+    sandbox = Sandbox(client=client, persistent=True, egress=True)
+    assert sandbox.info() == {**created, "executions": 3}
+
+
 @pytest.mark.parametrize(
     ("response", "healthy"),
     [

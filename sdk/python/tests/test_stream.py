@@ -83,7 +83,22 @@ def test_a_stream_without_an_exit_code_is_an_error(
 
 
 @pytest.mark.parametrize(
-    "line", [b"{", b"[]", b"3", b'{"type": "stdout", "data": "no seq", "ts": 0}', b"\xff"]
+    "line",
+    [
+        b"{",
+        b"[]",
+        b"3",
+        b"[" * 100_000,
+        b"\xff",
+        b'{"type": "stdout", "data": "no seq", "ts": 0}',
+        b'{"type": "stdout", "data": 3, "seq": 0, "ts": 0}',
+        b'{"type": "exit", "data": "0", "seq": 0, "ts": 0}',
+        b'{"type": "exit", "data": true, "seq": 0, "ts": 0}',
+        b'{"type": "exit", "data": null, "seq": 0, "ts": 0}',
+        b'{"type": "exit", "data": 0, "seq": "0", "ts": 0}',
+        b'{"type": "exit", "data": 0, "seq": 0, "ts": 0.5}',
+        b'{"type": [], "data": 0, "seq": 0, "ts": 0}',
+    ],
 )
 def test_a_line_that_is_not_an_event_is_an_error_that_shows_it(
     host: ScriptedHost, sandbox: Sandbox, line: bytes
@@ -91,7 +106,7 @@ def test_a_line_that_is_not_an_event_is_an_error_that_shows_it(
     host.on("POST", EXEC_PATH, httpx.Response(200, content=line + b"\n"))
     with pytest.raises(ProtocolError) as caught:
         sandbox.run_code("…")
-    assert repr(line) in str(caught.value)
+    assert repr(line[:200]) in str(caught.value)
 
 
 def test_a_refused_execution_shows_the_hosts_sentence(host: ScriptedHost, sandbox: Sandbox) -> None:

@@ -22,6 +22,7 @@ DEFAULT_HOST = "http://127.0.0.1:7070"
 _CONNECT_TIMEOUT_SECONDS = 5.0
 # A host may have to build or boot something before it answers one of these.
 _SLOW_TIMEOUT_SECONDS = 120.0
+_EXCERPT_LEN = 200
 _KEEPALIVE = httpx.Limits(max_connections=None, max_keepalive_connections=32, keepalive_expiry=60.0)
 
 
@@ -77,7 +78,7 @@ class Client:
         return f"<Client {self.host}>"
 
     def close(self) -> None:
-        """Close the connections; sandboxes stay. May be called twice."""
+        """Close the connections; sandboxes stay. May be called twice; other calls raise RuntimeError then."""
         self._close()
 
     def healthz(self) -> bool:
@@ -147,12 +148,11 @@ class Client:
             "egress": egress,
         }
         body = {name: value for name, value in wanted.items() if value is not None}
-        return _info(_answer(self._request("POST", "/v1/sandboxes", body=body, slow=True), "id"))
+        return _info(_answer(self._request("POST", "/v1/sandboxes", body=body, slow=True)))
 
     def list_sandboxes(self) -> list[SandboxInfo]:
         """List the sandboxes of this API key."""
-        answer = _answer(self._request("GET", "/v1/sandboxes"), "sandboxes")
-        return [_info(view) for view in answer["sandboxes"]]
+        return [_info(view) for view in _list(self._request("GET", "/v1/sandboxes"), "sandboxes")]
 
     def sandbox_info(self, sandbox_id: str) -> SandboxInfo:
         """Look at a sandbox.
@@ -160,7 +160,7 @@ class Client:
         Raises:
             SandboxNotFoundError: There is no such sandbox.
         """
-        return _info(_answer(self._request("GET", _sandbox_path(sandbox_id)), "id"))
+        return _info(_answer(self._request("GET", _sandbox_path(sandbox_id))))
 
     def destroy_sandbox(self, sandbox_id: str) -> None:
         """Destroy a sandbox; hosts take an id that is already gone as success."""
@@ -174,7 +174,7 @@ class Client:
             SandboxNotFoundError: There is no such sandbox.
         """
         response = self._request("POST", _sandbox_path(sandbox_id, "fork"), body={"n": n}, slow=True)
-        return [str(child) for child in _answer(response, "children")["children"]]
+        return [_id(child) for child in _list(response, "children")]
 
     def merge_into(self, parent_id: str, winner_id: str) -> None:
         """Let the parent's id name the winner's VM from now on; the winner's id is gone.
@@ -198,7 +198,8 @@ class Client:
     ) -> Generator[Event, None, None]:
         """Run code and yield its events as they arrive.
 
-        The request is sent with the first `next`; closing the generator stops reading.
+        The request is sent with the first `next`. Closing the generator stops the reading, not the code: that
+        runs on, and the sandbox's later executions wait for its end.
 
         Raises:
             SandboxNotFoundError: There is no such sandbox.
@@ -277,17 +278,31 @@ def _sandbox_path(*parts: str) -> str:
     return "/v1/sandboxes/" + "/".join(quote(part, safe="") for part in parts)
 
 
-def _answer(response: httpx.Response, *keys: str) -> dict[str, Any]:
+def _answer(response: httpx.Response) -> dict[str, Any]:
     try:
         answer = response.json()
-    except ValueError:
+    except (ValueError, RecursionError):
         answer = None
-    if not isinstance(answer, dict) or not answer.keys() >= set(keys):
-        raise ProtocolError(
-            f"{response.request.url} did not answer with a JSON object that has {keys or 'any keys'}"
-        )
+    if not isinstance(answer, dict):
+        raise ProtocolError(f"{response.request.url} did not answer with a JSON object")
     return answer
 
 
-def _info(answer: dict[str, Any]) -> SandboxInfo:
-    return cast("SandboxInfo", answer)
+def _list(response: httpx.Response, key: str) -> list[object]:
+    value = _answer(response).get(key)
+    if not isinstance(value, list):
+        raise ProtocolError(f"{response.request.url} did not answer with a list of {key}")
+    return value
+
+
+def _info(view: object) -> SandboxInfo:
+    if not isinstance(view, dict):
+        raise ProtocolError(f"The host told something else than a sandbox: {repr(view)[:_EXCERPT_LEN]}")
+    _id(view.get("id"))
+    return cast("SandboxInfo", view)
+
+
+def _id(value: object) -> str:
+    if not isinstance(value, str) or not value:
+        raise ProtocolError(f"The host told something else than a sandbox's id: {repr(value)[:_EXCERPT_LEN]}")
+    return value

@@ -34,10 +34,14 @@ def listing_command(paths: Sequence[str]) -> str:
     A path that does not exist holds no files, and files may vanish while it runs; anything else fails it.
 
     Raises:
-        ValueError: A path is empty or holds a NUL.
+        TypeError: There is one path, not a sequence of them.
+        ValueError: A path is empty, holds a NUL or is not Unicode.
     """
+    # A string is a sequence of strings, too: of one letter each, "/" among them.
+    if isinstance(paths, str):
+        raise TypeError(f"paths is a sequence of paths, unlike {paths!r}")
     for path in paths:
-        if not path or "\0" in path:
+        if not path or "\0" in path or _has_surrogates(path):
             raise ValueError(f"Not a path: {path!r}")
     starts = " ".join(shlex.quote(_not_an_expression(path)) for path in paths)
     return (
@@ -68,6 +72,10 @@ def compare(first: Mapping[str, str], other: Mapping[str, str]) -> Diff:
         removed=sorted(first.keys() - other.keys()),
         modified=sorted(path for path in first.keys() & other.keys() if first[path] != other[path]),
     )
+
+
+def _has_surrogates(path: str) -> bool:
+    return any("\ud800" <= char <= "\udfff" for char in path)
 
 
 def _not_an_expression(path: str) -> str:

@@ -4,7 +4,7 @@
     ├── ApiError                 the host answered with an error; also httpx.HTTPStatusError
     │   ├── BadRequestError      400
     │   ├── UnauthorizedError    401
-    │   ├── SandboxNotFoundError 404
+    │   ├── SandboxNotFoundError 404 for a sandbox
     │   ├── CapacityError        429, 503
     │   └── HostError            500 and other 5xx
     ├── HostUnreachableError     no connection; also httpx.ConnectError and httpx.ConnectTimeout
@@ -18,16 +18,22 @@ The second parents keep handlers working that were written for bare httpx errors
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import httpx
 
 _TEXT_LEN_MAX = 2000
+# A host behind a router may have a path of its own before this.
+_A_SANDBOX = re.compile("/v1/sandboxes/.")
 
 
 class PodflareError(Exception):
-    """Anything that this package raises, except for wrong arguments."""
+    """What goes wrong in a sandbox, at the host or on the way there.
+
+    Wrong arguments and local files raise Python's own errors, a client that was closed RuntimeError.
+    """
 
 
 class ApiError(PodflareError, httpx.HTTPStatusError):
@@ -91,14 +97,11 @@ class FileTransferError(PodflareError, OSError):
 
 def api_error(response: httpx.Response) -> ApiError:
     """Choose the error for an answer that is not a success; its body must have been read."""
-    by_status = {
-        400: BadRequestError,
-        401: UnauthorizedError,
-        404: SandboxNotFoundError,
-        429: CapacityError,
-        503: CapacityError,
-    }
+    by_status = {400: BadRequestError, 401: UnauthorizedError, 429: CapacityError, 503: CapacityError}
     other = HostError if response.is_server_error else ApiError
+    # A template or a region may be what was not found.
+    if response.status_code == 404 and _A_SANDBOX.search(response.request.url.path):
+        other = SandboxNotFoundError
     return by_status.get(response.status_code, other)(response)
 
 
@@ -121,6 +124,6 @@ def transport_errors(host: str) -> Iterator[None]:
 def _sentence(response: httpx.Response) -> str:
     try:
         text = str(response.json()["error"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         text = response.text.strip() or response.reason_phrase
     return text[:_TEXT_LEN_MAX]

@@ -1,7 +1,7 @@
 """Uploads and downloads, as Python snippets that carry base64 through the REPL.
 
 A file travels in chunks, so that its size is not bounded by that of one request or one line. The snippets run
-in their own namespace: they leave nothing behind in the REPL, and the REPL's variables do not disturb them.
+in their own namespace: they leave no names behind in the REPL, and its names do not disturb them.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import errno
 import io
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from os import PathLike
 from pathlib import Path
 from typing import BinaryIO
@@ -26,8 +27,10 @@ UPLOAD_CHUNK_LEN = 3 * 1024 * 1024
 # A line of 2 MiB.
 DOWNLOAD_CHUNK_LEN = 3 * 512 * 1024
 
-# Stands before a chunk, because background threads of the REPL may print something before it.
+# Stands before a chunk, because background threads of the REPL may print something before or after it.
 _MARK = "podflare-chunk:"
+# The chunk's length and its base64, which the host may have cut into several lines.
+_CHUNK = re.compile(_MARK + r"(\d{1,9}):([A-Za-z0-9+/=\n]*)")
 
 _WRITE = """
 import base64, os
@@ -90,7 +93,8 @@ def download(run_python: RunPython, remote_path: str) -> bytes:
 
 def _snippet(source: str, **variables: str | int) -> str:
     namespace = ", ".join(f"{name!r}: {value!a}" for name, value in variables.items())
-    return f"exec({source!r}, {{{namespace}}})"
+    # A function knows the built-in names, whatever the user's own `exec` is.
+    return f"(lambda: None).__builtins__['exec']({source!r}, {{{namespace}}})"
 
 
 def _checked(result: ExecResult, remote_path: str) -> ExecResult:
@@ -103,12 +107,16 @@ def _checked(result: ExecResult, remote_path: str) -> ExecResult:
 
 
 def _chunk(stdout: str, remote_path: str) -> bytes:
-    length, _, data = stdout.partition(_MARK)[2].partition(":")
-    try:
-        chunk = base64.b64decode(data.replace("\n", ""), validate=True)
-    except binascii.Error:
-        chunk = None
-    if chunk is None or length != str(len(chunk)):
-        message = "The chunk arrived mixed with other output of the sandbox's REPL; try again"
-        raise FileTransferError(errno.EIO, message, remote_path)
-    return chunk
+    if found := _CHUNK.search(stdout):
+        length = int(found[1])
+        encoded = found[2].replace("\n", "")[: _base64_len(length)]
+        with suppress(binascii.Error):
+            chunk = base64.b64decode(encoded, validate=True)
+            if len(chunk) == length:
+                return chunk
+    message = "The chunk arrived mixed with other output of the sandbox's REPL; try again"
+    raise FileTransferError(errno.EIO, message, remote_path)
+
+
+def _base64_len(length: int) -> int:
+    return (length + 2) // 3 * 4

@@ -13,7 +13,7 @@ from podflare import _diff, _files
 from podflare._client import Client, resolve_host, shared_client
 from podflare._diff import Diff
 from podflare._errors import PodflareError, SandboxNotFoundError
-from podflare._types import Event, ExecResult, Language
+from podflare._types import Event, ExecResult, Language, SandboxInfo
 
 FORK_CHILDREN_MAX = 32
 
@@ -33,10 +33,13 @@ class Sandbox:
         api_key: Bearer key. Otherwise PODFLARE_API_KEY.
         timeout_seconds: Longest life, in seconds.
         idle_timeout_seconds: Longest time without running code, in seconds.
-        ram_mib: Memory, in MiB.
-        rootfs_gb: Disk, in GiB.
-        persistent: Freeze the sandbox when it is idle for too long, instead of destroying it.
-        egress: Whether it reaches the network. Fork children inherit this.
+        ram_mib: Memory, in MiB. Not yet: every sandbox has its template's.
+        rootfs_gb: Disk, in GiB. Not yet: every sandbox has its template's.
+        persistent: Freeze the sandbox when it is idle for too long, instead of destroying it. Not yet: hosts
+            destroy it.
+        egress: Whether it reaches the network. Fork children inherit this. Not yet: no sandbox has a network.
+
+    A host lowers what is more than it offers, and says nothing: `info` tells what the sandbox really has.
 
     Attributes:
         id: The host's name for it.
@@ -65,7 +68,7 @@ class Sandbox:
         egress: bool | None = None,
     ) -> None:
         client = client or _client_for(region, host, traceparent, api_key)
-        sandbox_id = client.create_sandbox(
+        created = client.create_sandbox_info(
             template,
             timeout_seconds=timeout_seconds,
             idle_timeout_seconds=idle_timeout_seconds,
@@ -74,16 +77,17 @@ class Sandbox:
             persistent=persistent,
             egress=egress,
         )
-        self._hold(sandbox_id, client)
+        self._hold(created, client)
 
     @classmethod
     def _existing(cls, sandbox_id: str, client: Client) -> Sandbox:
         sandbox = cls.__new__(cls)
-        sandbox._hold(sandbox_id, client)
+        sandbox._hold({"id": sandbox_id}, client)
         return sandbox
 
-    def _hold(self, sandbox_id: str, client: Client) -> None:
-        self.id = sandbox_id
+    def _hold(self, created: SandboxInfo, client: Client) -> None:
+        self.id = created["id"]
+        self._created = created
         self._client = client
         self._closed = False
         self._closing = threading.Lock()
@@ -107,8 +111,21 @@ class Sandbox:
             if exc is None:
                 raise
 
+    def info(self) -> SandboxInfo:
+        """Ask what the sandbox really has, and how it is.
+
+        `persistent` and `egress` are known of a sandbox that was created, not of fork children.
+
+        Raises:
+            SandboxNotFoundError: The sandbox is gone.
+        """
+        return {**self._created, **self._client.sandbox_info(self.id)}
+
     def run_code(self, code: str, language: Language = "python") -> ExecResult:
         """Run code and wait for its end, however long that takes.
+
+        Interrupting this, as Ctrl-C does, ends the waiting and not the code: that runs on, and what is run
+        in this sandbox afterwards waits for its end. Closing the sandbox ends it.
 
         Args:
             code: Source text, up to 32 MiB. It may be indented as a whole.
@@ -124,7 +141,8 @@ class Sandbox:
     def run_code_stream(self, code: str, language: Language = "python") -> Generator[Event, None, None]:
         """Run code and yield its output line by line as it is printed, then the exit code.
 
-        The code starts with the first `next`; closing the generator stops reading. Raises as `run_code`.
+        The code starts with the first `next`. Closing the generator stops the reading and not the code, as
+        `run_code` tells; that also tells what is raised.
         """
         return self._client.exec_stream(self.id, code, language)
 
@@ -167,7 +185,8 @@ class Sandbox:
             paths: Where to look, /root and /tmp unless given. A path that does not exist holds no files.
 
         Raises:
-            ValueError: A path is empty or holds a NUL.
+            TypeError: paths is a string.
+            ValueError: A path is empty, holds a NUL or is not Unicode.
             PodflareError: The files of one sandbox could not be listed.
         """
         command = _diff.listing_command(paths or _diff.DEFAULT_PATHS)

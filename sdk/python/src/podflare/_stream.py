@@ -53,5 +53,5 @@ def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
 def _event(line: bytes) -> Event:
     try:
         return Event.from_json(json.loads(line))
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ProtocolError(f"The host sent a line that is not an event: {line[:_EXCERPT_LEN]!r}") from error

@@ -8,6 +8,9 @@ from typing import Any, Literal, TypedDict
 
 Language = Literal["python", "bash"]
 
+# Of the events that are known; others may carry anything.
+_DATA_TYPES: dict[str, type] = {"stdout": str, "stderr": str, "exit": int}
+
 
 @dataclass(frozen=True)
 class Event:
@@ -31,8 +34,15 @@ class Event:
 
         Raises:
             KeyError: One of the four keys is missing.
+            ValueError: The value of one is of another type.
         """
-        return cls(type=event["type"], data=event["data"], seq=event["seq"], ts=event["ts"])
+        kind, data, seq, ts = event["type"], event["data"], event["seq"], event["ts"]
+        # Exact types: JSON's true and false are int to isinstance.
+        if type(kind) is not str or type(data) is not _DATA_TYPES.get(kind, type(data)):
+            raise ValueError(f"An event of type {kind!r} cannot have the data {data!r}")
+        if type(seq) is not int or type(ts) is not int:
+            raise ValueError(f"An event cannot be numbered {seq!r} and timed {ts!r}")
+        return cls(kind, event["data"], seq, ts)
 
 
 @dataclass(frozen=True)
@@ -68,7 +78,7 @@ class ExecResult:
 
 
 class SandboxInfo(TypedDict, total=False):
-    """What the host tells about a sandbox: the first six when it is made, all of them afterwards."""
+    """What the host tells about a sandbox: one part when it is made, another whenever it is asked."""
 
     id: str
     state: str
@@ -76,8 +86,14 @@ class SandboxInfo(TypedDict, total=False):
     ram_mib: int
     rootfs_gb: int
     vcpus: int
+    timeout_seconds: int
+    """Longest life, from its creation."""
+    idle_timeout_seconds: int
+    persistent: bool
+    """Told when it is made, and only then; so is egress."""
+    egress: bool
     created_at_ms: int
-    """Milliseconds since 1970-01-01 UTC."""
+    """Milliseconds since 1970-01-01 UTC. From here on, told when the host is asked."""
     parent: str | None
     """The sandbox that this one was forked from, even if that is gone."""
     generation: int

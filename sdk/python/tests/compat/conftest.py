@@ -9,11 +9,17 @@ from collections.abc import Iterator
 import pytest
 
 # When imported, the published SDK reads the address of a hosted region from disk, and prefers it.
-os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="podflare-compat-")
+CACHE = tempfile.TemporaryDirectory(prefix="podflare-compat-")
+os.environ["XDG_CACHE_HOME"] = CACHE.name
 
 import podflare
 
 PUBLISHED_VERSION = "0.0.22"
+
+
+def pytest_unconfigure() -> None:
+    """Leave nothing behind."""
+    CACHE.cleanup()
 
 
 @pytest.fixture(scope="session")

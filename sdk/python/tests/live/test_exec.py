@@ -96,7 +96,7 @@ def test_events_are_numbered_and_timed_by_the_host(sandbox: Sandbox) -> None:
     assert [event.ts for event in events] == sorted(event.ts for event in events)
 
 
-def test_a_silent_computation_of_40_seconds_is_waited_for(sandbox: Sandbox) -> None:
+def test_a_silent_computation_of_40_seconds_is_waited_for_with_the_default_timeout(client: Client) -> None:
     code = """
         import time
         end = time.monotonic() + 40
@@ -104,7 +104,8 @@ def test_a_silent_computation_of_40_seconds_is_waited_for(sandbox: Sandbox) -> N
             pass
         print("done")
     """
-    assert python(sandbox, code) == "done"
+    with Client(client.host) as impatient, Sandbox(client=impatient) as sandbox:
+        assert python(sandbox, code) == "done"
 
 
 @pytest.mark.parametrize(
@@ -136,6 +137,16 @@ def test_100_000_lines_arrive_in_order(sandbox: Sandbox) -> None:
 
 def test_code_of_8_megabytes_runs(sandbox: Sandbox) -> None:
     assert python(sandbox, f"print(len({'x' * 8_000_000!r}))") == "8000000"
+
+
+def test_a_sandbox_tells_what_it_really_has(client: Client) -> None:
+    with Sandbox(client=client, timeout_seconds=600, persistent=True, egress=True) as sandbox:
+        python(sandbox, "1")
+        info = sandbox.info()
+    assert (info["id"], info["timeout_seconds"], info["state"]) == (sandbox.id, 600, "ready")
+    assert (info["persistent"], info["egress"]) == (False, False)
+    assert info["executions"] == 1
+    assert min(info["ram_mib"], info["rootfs_gb"], info["vcpus"], info["idle_timeout_seconds"]) > 0
 
 
 def test_calls_from_many_threads_run_one_after_the_other(sandbox: Sandbox) -> None:

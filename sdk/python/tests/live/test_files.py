@@ -39,11 +39,30 @@ def test_names_are_taken_literally(sandbox: Sandbox, name: str) -> None:
 
 
 def test_a_transfer_leaves_the_repl_alone(sandbox: Sandbox) -> None:
-    python(sandbox, "before = None; before = set(globals())\nbase64 = os = open = 'mine'")
+    python(sandbox, "before = None; before = set(globals())\nbase64 = os = open = exec = 'mine'")
     sandbox.upload(b"content", "/root/file")
     assert sandbox.download("/root/file") == b"content"
     added = "sorted(set(globals()) - before)"
-    assert python(sandbox, f"print({added}, base64, os, open)") == "['base64', 'open', 'os'] mine mine mine"
+    assert python(sandbox, f"print(*{added}, base64, os, open, exec)") == (
+        "base64 exec open os mine mine mine mine"
+    )
+
+
+def test_a_transfer_bears_a_thread_that_prints(sandbox: Sandbox) -> None:
+    python(
+        sandbox,
+        """
+        import threading, time
+        def printing():
+            while True:
+                print("from a thread")
+                time.sleep(0.001)
+        threading.Thread(target=printing, daemon=True).start()
+        """,
+    )
+    content = os.urandom(100_000)
+    sandbox.upload(content, "/root/file")
+    assert sandbox.download("/root/file") == content
 
 
 def test_a_missing_file_is_an_oserror_with_its_path(sandbox: Sandbox) -> None:
