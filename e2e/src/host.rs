@@ -80,9 +80,13 @@ impl Host {
 
     /// The children, and the `Server-Timing` header.
     pub fn fork(&self, id: &SandboxId, n: u32) -> (Vec<SandboxId>, String) {
+        self.try_fork(id, n).unwrap()
+    }
+
+    pub fn try_fork(&self, id: &SandboxId, n: u32) -> Result<(Vec<SandboxId>, String), Refusal> {
         let (forked, timing): (Forked, _) =
-            self.post(&format!("/v1/sandboxes/{id}/fork"), &json!({ "n": n })).unwrap();
-        (forked.children, timing)
+            self.post(&format!("/v1/sandboxes/{id}/fork"), &json!({ "n": n }))?;
+        Ok((forked.children, timing))
     }
 
     pub fn merge(&self, parent: &SandboxId, winner: &SandboxId) -> Result<(), Refusal> {
@@ -122,10 +126,19 @@ impl Host {
         self.exec(id, "bash", code)
     }
 
-    fn exec(&self, id: &SandboxId, language: &str, code: &str) -> Result<Output, Refusal> {
+    /// Starts code whose output nobody reads.
+    pub fn start_python(&self, id: &SandboxId, code: &str) {
+        self.begin(id, "python", code).unwrap();
+    }
+
+    fn begin(&self, id: &SandboxId, language: &str, code: &str) -> Result<Answer, Refusal> {
         let url = self.url(&format!("/v1/sandboxes/{id}/exec"));
         let answer = self.http.post(url).send_json(json!({ "code": code, "language": language }));
-        let mut answer = refused(answer.unwrap())?;
+        refused(answer.unwrap())
+    }
+
+    fn exec(&self, id: &SandboxId, language: &str, code: &str) -> Result<Output, Refusal> {
+        let mut answer = self.begin(id, language, code)?;
         let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
         for line in BufReader::new(answer.body_mut().as_reader()).lines() {
             let line = line.unwrap();

@@ -143,7 +143,11 @@ impl Vmm {
     fn receive(&self) -> (Message, Vec<OwnedFd>) {
         loop {
             match self.channel().receive(CONTROL_MESSAGE_LEN_MAX) {
-                Ok((bytes, descriptors)) => return (codec::decode(&bytes).unwrap(), descriptors),
+                Ok((bytes, descriptors)) => match codec::decode(&bytes).unwrap() {
+                    // The source's reply has said so already.
+                    Message::Event(Event::Copied) => {}
+                    message => return (message, descriptors),
+                },
                 Err(ChannelError::WouldBlock) => self.channel().wait_readable().unwrap(),
                 Err(error) => panic!("{error}"),
             }

@@ -66,7 +66,7 @@ fn a_guest_that_panics_ends_with_its_last_words() {
     agent
         .bash("echo 1 > /proc/sys/kernel/sysrq; (sleep 0.5; echo c > /proc/sysrq-trigger) >/dev/null 2>&1 &");
     assert!(agent.is_lost());
-    let Event::Ended { reason, console_tail } = vmm.event();
+    let Event::Ended { reason, console_tail } = vmm.event() else { panic!("the guest goes on") };
     assert_eq!(reason, EndReason::Reset);
     assert!(String::from_utf8_lossy(&console_tail).contains("Kernel panic"), "{console_tail:?}");
 }

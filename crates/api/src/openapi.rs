@@ -27,7 +27,7 @@ pub struct Endpoint {
     summary: &'static str,
     request: Option<&'static str>,
     success: Success,
-    /// Error answers beside 401, with what they mean.
+    /// Error answers beside 401 and 403, and those about every body, with what they mean.
     errors: &'static [(&'static str, &'static str)],
     /// No key is asked for.
     pub open: bool,
@@ -53,7 +53,13 @@ enum Success {
 const UNKNOWN: (&str, &str) =
     ("404", "There is no such sandbox, or it has ended; the text says when and why");
 const BAD_BODY: (&str, &str) = ("400", "The body cannot be understood, or asks for something out of range");
-const FULL: (&str, &str) = ("503", "The host is starting, full or shutting down");
+const FULL: (&str, &str) = (
+    "503",
+    "The host is starting, full or shutting down, or busy: then `Retry-After` says when to come back",
+);
+const CROWDED: (&str, &str) =
+    ("503", "The host reads too many long bodies; `Retry-After` says when to come back");
+const LONG_BODY: (&str, &str) = ("413", "The body is too long");
 const FAILED: (&str, &str) = ("500", "The machine could not do it; the text says why");
 
 /// Every endpoint of the contract.
@@ -75,7 +81,7 @@ pub const ENDPOINTS: &[Endpoint] = &[
         summary: "Creates a sandbox; it is ready when this answers",
         request: Some("CreateSandbox"),
         success: Success::Json("SandboxCreated"),
-        errors: &[BAD_BODY, ("404", "There is no such template"), FAILED, FULL],
+        errors: &[BAD_BODY, ("404", "There is no such template"), LONG_BODY, FAILED, FULL],
         open: false,
     },
     Endpoint {
@@ -119,7 +125,8 @@ pub const ENDPOINTS: &[Endpoint] = &[
             BAD_BODY,
             UNKNOWN,
             ("413", "The code is too long"),
-            ("429", "Too many executions wait in this sandbox"),
+            ("429", "Too many executions wait in this sandbox, or have events that nobody has read"),
+            CROWDED,
         ],
         open: false,
     },
@@ -140,7 +147,7 @@ pub const ENDPOINTS: &[Endpoint] = &[
         summary: "Copies a sandbox as it is now; every child is ready when this answers",
         request: Some("ForkRequest"),
         success: Success::Json("Forked"),
-        errors: &[BAD_BODY, UNKNOWN, FAILED, FULL],
+        errors: &[BAD_BODY, UNKNOWN, LONG_BODY, FAILED, FULL],
         open: false,
     },
     Endpoint {
@@ -245,11 +252,18 @@ fn item(endpoint: &Endpoint) -> PathItem {
     for (status, meaning) in endpoint.errors {
         operation = operation.response(*status, error(meaning));
     }
+    if endpoint.request.is_some() {
+        operation = operation
+            .response("408", error("Nothing more of the body came for too long"))
+            .response("415", error("The body is not JSON, or does not say so"));
+    }
     if !endpoint.open {
         operation = operation
             .response("401", error("No key, or a wrong one; only where the host has keys"))
             .security(SecurityRequirement::new(BEARER, Vec::<String>::new()));
     }
+    operation = operation
+        .response("403", error("The request comes from a web page; only where the host has no keys"));
     let method = match endpoint.method {
         Method::Get => HttpMethod::Get,
         Method::Post => HttpMethod::Post,

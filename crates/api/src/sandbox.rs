@@ -57,7 +57,8 @@ pub struct SandboxView {
     pub parent: Option<SandboxId>,
     /// Forks between the template and this sandbox.
     pub generation: u32,
-    /// The guest's clock, entropy and name are its own, as the agent has confirmed.
+    /// The guest's clock, entropy, name and REPL are its own, as the agent has confirmed. False for as long
+    /// as the REPL is still in code from before the fork; it is renewed before it runs anything new.
     pub renewed: bool,
     /// Executions so far.
     pub executions: u64,

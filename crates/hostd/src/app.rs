@@ -2,25 +2,28 @@
 
 use crate::chain::chain;
 use crate::config::Settings;
-use crate::http;
+use crate::http::{self, limits::LONG_BODIES_MAX};
 use crate::pool::{self, Pool};
-use crate::sandbox::copies::{self, CopyError, CopyTimes, OwnCopy};
+use crate::sandbox::admission::Admission;
+use crate::sandbox::copies::{self, CopyError, CopyTimes, Limits, OwnCopy};
 use crate::sandbox::registry::Registry;
 use crate::sandbox::state::EndCause;
 use crate::sandbox::{Identity, Lineage, Sandbox};
 use crate::template::{self, Availability, BootError, Template};
 use crate::vmm::{Vmm, VmmError};
-use axum::serve::ListenerExt;
 use std::borrow::Cow;
-use std::future::IntoFuture;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, oneshot, watch};
+use tokio::task::{JoinError, JoinHandle};
 use tokio::time::{Instant, sleep, timeout};
 
 /// Machines that are ended at once. Ending one costs CPU time that running ones would miss.
 const ENDINGS_AT_ONCE: usize = 4;
+
+/// How long one of them may hold up the next.
+const ENDING_TURN: Duration = Duration::from_secs(5);
 
 /// How long shutdown waits for machines, and then for clients to take their last events. Machines that
 /// are left end when hostd's side of their channels does.
@@ -34,13 +37,14 @@ pub struct App {
     pub settings: Settings,
     pub registry: Registry,
     pub pool: Pool,
+    pub admission: Admission,
+    /// One permit for each long request body that may be in memory.
+    pub long_bodies: Semaphore,
     vmm: Arc<dyn Vmm>,
     /// One permit for each sandbox that may exist beside the pool's.
     slots: Arc<Semaphore>,
     template: watch::Sender<Availability>,
     endings: Semaphore,
-    /// Sandboxes whose machines have not been ended, the pool's included.
-    living: watch::Sender<usize>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -48,7 +52,7 @@ pub enum RunError {
     #[error("Could not boot the template")]
     Boot(#[from] BootError),
     #[error("Could not serve HTTP")]
-    Serve(#[source] std::io::Error),
+    Serve(#[source] JoinError),
 }
 
 /// Why a host takes no more sandboxes.
@@ -69,16 +73,10 @@ pub async fn run(
 ) -> Result<(), RunError> {
     let app = App::new(settings, vmm);
     let (stop, stopped) = oneshot::channel::<()>();
-    let listener = listener.tap_io(|stream| {
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::warn!(%error, "Could not set TCP_NODELAY");
-        }
-    });
-    let server = axum::serve(listener, http::router(app.clone())).with_graceful_shutdown(async {
+    let mut server = tokio::spawn(http::serve(listener, http::router(app.clone()), async {
         // An error means that the sender is gone, which is a reason to stop, too.
         stopped.await.ok();
-    });
-    let mut server = tokio::spawn(server.into_future());
+    }));
     let kept = app.clone();
     let mut keeper = tokio::spawn(async move { kept.keep().await });
     let result = tokio::select! {
@@ -88,18 +86,24 @@ pub async fn run(
             let error = kept.expect("the keeper does not panic");
             Err(RunError::Boot(error))
         }
-        served = &mut server => {
-            app.close().await;
-            return served.unwrap_or_else(|error| Err(error.into())).map_err(RunError::Serve);
-        }
+        served = &mut server => served.map_err(RunError::Serve),
     };
     drop(stop);
-    keeper.abort();
+    stop_keeping(keeper).await;
     app.close().await;
-    if timeout(SHUTDOWN_TIMEOUT, server).await.is_err() {
+    if !server.is_finished() && timeout(SHUTDOWN_TIMEOUT, server).await.is_err() {
         tracing::warn!("Clients that had not taken their last answers were cut off");
     }
     result
+}
+
+/// Whatever the keeper was making is gone, or in its place, when this returns.
+async fn stop_keeping(keeper: JoinHandle<BootError>) {
+    keeper.abort();
+    // One that has finished has been asked for its result already.
+    if !keeper.is_finished() {
+        keeper.await.ok();
+    }
 }
 
 impl App {
@@ -111,7 +115,8 @@ impl App {
             vmm,
             template: watch::Sender::new(Availability::Not(Cow::Borrowed("starting: the template boots"))),
             endings: Semaphore::new(ENDINGS_AT_ONCE),
-            living: watch::Sender::new(0),
+            admission: Admission::of_this_host(),
+            long_bodies: Semaphore::new(LONG_BODIES_MAX),
             settings,
         })
     }
@@ -144,8 +149,9 @@ impl App {
     pub async fn copy_template(
         self: &Arc<App>,
         template: &Template,
+        limits: Limits,
     ) -> Result<(Sandbox, CopyTimes), CopyError> {
-        let (mut copies, times) = copies::copy(&*template.machine, 1).await?;
+        let (mut copies, times) = copies::copy(&*template.machine, 1, limits).await?;
         let copy = copies.pop().ok_or(CopyError::Vmm(VmmError::Ended))?;
         let lineage = Lineage { shape: template.shape.clone(), parent: None, generation: 1 };
         Ok((self.launch(copy, lineage), times))
@@ -162,13 +168,12 @@ impl App {
         };
         let (sandbox, task) = Sandbox::new(copy.machine, copy.agent, identity, lineage);
         let (app, handle) = (self.clone(), sandbox.clone());
-        app.living.send_modify(|living| *living += 1);
         tokio::spawn(async move {
-            let cause = task.run().await;
+            let (cause, slot) = task.run().await;
             app.registry.retire(&handle, &cause);
             app.pool.forget(&handle);
             app.end_machine(&handle, &cause).await;
-            app.living.send_modify(|living| *living -= 1);
+            drop(slot);
         });
         sandbox
     }
@@ -182,25 +187,26 @@ impl App {
             _ => tracing::debug!(%id, %cause, "A sandbox ended"),
         }
         // The semaphore is never closed.
-        let _turn = self.endings.acquire().await.ok();
-        sandbox.machine().end().await;
+        let turn = self.endings.acquire().await.ok();
+        let mut ending = sandbox.machine().end();
+        if timeout(ENDING_TURN, &mut ending).await.is_err() {
+            tracing::warn!(%id, "A machine takes long to end; the next no longer wait for it");
+            drop(turn);
+            ending.await;
+        }
     }
 
     async fn close(&self) {
         let template = self.template.send_replace(Availability::Not(Cow::Borrowed("shutting down")));
         self.slots.close();
-        for sandbox in self.registry.all().into_iter().chain(self.pool.drain()) {
+        for sandbox in self.registry.close().into_iter().chain(self.pool.close()) {
             sandbox.end(EndCause::Shutdown);
         }
-        let mut living = self.living.subscribe();
-        let all_ended = async {
-            if let Availability::Ready(template) = template {
-                template.machine.end().await;
-            }
-            // The sender is this app's own.
-            living.wait_for(|living| *living == 0).await.ok();
-        };
-        if timeout(SHUTDOWN_TIMEOUT, all_ended).await.is_err() {
+        if let Availability::Ready(template) = template {
+            drop(template.machine.end());
+        }
+        // Copies that are still being made are machines, too.
+        if timeout(SHUTDOWN_TIMEOUT, self.vmm.none_left()).await.is_err() {
             tracing::warn!("Some machines had not ended when the host shut down");
         }
     }

@@ -15,6 +15,7 @@ pub mod vmm;
 
 mod chain;
 mod phases;
+mod printable;
 #[expect(unsafe_code, reason = "the runtime trusts its caller with the life of a registered descriptor")]
 mod readiness;
 

@@ -159,7 +159,6 @@ async fn prove_repl(agent: &mut AgentConnection) -> Result<(), SettleError> {
         match agent.next_event().await? {
             Event::Exited { exit_code: 0, .. } => return Ok(()),
             Event::Exited { exit_code, .. } => return Err(SettleError::Repl { exit_code }),
-            Event::Failed { message } => return Err(AgentError::Failed { message }.into()),
             _ => {}
         }
     }

@@ -10,6 +10,7 @@ use podflare_channel::{Channel, ChannelError};
 use podflare_wire::codec;
 use podflare_wire::control::{self, Command, EndReason, Event, Message, Reply};
 use podflare_wire::limits::CONTROL_MESSAGE_LEN_MAX;
+use rustix::process::{PidfdFlags, getpid, pidfd_open};
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -23,6 +24,8 @@ pub enum ServeError {
     Signal(#[source] std::io::Error),
     #[error("Could not wait for events")]
     Wait(#[source] std::io::Error),
+    #[error("Could not make a descriptor of this process")]
+    Introduce(#[source] std::io::Error),
 }
 
 /// Where a microVM is in its life.
@@ -59,6 +62,7 @@ pub fn serve(mut channel: Channel) -> Result<(), ServeError> {
             }
             Next::Copy(copy, own) => {
                 channel = own;
+                introduce(&channel)?;
                 match copy {
                     Ok(frozen) => phase = Phase::Frozen(Box::new(frozen)),
                     Err(error) => return send(&channel, &Message::Event(failed(&error)), &[]),
@@ -67,6 +71,13 @@ pub fn serve(mut channel: Channel) -> Result<(), ServeError> {
             Next::End(event) => return send(&channel, &Message::Event(event), &[]),
         }
     }
+}
+
+/// A copy says itself that it exists: its source may end before it can.
+fn introduce(channel: &Channel) -> Result<(), ServeError> {
+    let pidfd =
+        pidfd_open(getpid(), PidfdFlags::empty()).map_err(|errno| ServeError::Introduce(errno.into()))?;
+    send(channel, &Message::Event(Event::Copied), &[pidfd.as_fd()])
 }
 
 enum Wait {

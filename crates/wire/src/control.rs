@@ -14,7 +14,8 @@
 //! ```
 //!
 //! A copy is a process of its own, made by fork(2), with its own control socket. hostd may write the
-//! copy's first commands (`Connect`, `Thaw`) to that socket before the copy exists.
+//! copy's first commands (`Connect`, `Thaw`) to that socket before the copy exists. The copy's first
+//! message there is [`Event::Copied`].
 
 use serde::{Deserialize, Serialize};
 
@@ -120,6 +121,9 @@ pub struct Inspection {
 /// Something happened that no command asked for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Event {
+    /// A copy exists: its first message, on its own socket. Descriptor: its pidfd. The source's reply
+    /// carries one too, but the source may end before it can send it.
+    Copied,
     /// The guest is gone. The VMM ends after this message.
     Ended { reason: EndReason, console_tail: Vec<u8> },
 }

@@ -1,25 +1,33 @@
 //! The only place where an error becomes a status code, and the one body that all errors have.
 
 use super::auth::AuthError;
-use super::json::BodyError;
+use super::json::{BodyError, Stalled};
+use super::origin::OriginError;
 use crate::app::NoSlot;
 use crate::chain::chain;
 use crate::sandbox::ExecError;
+use crate::sandbox::copies::CopyError;
 use crate::sandbox::create::CreateError;
 use crate::sandbox::fork::ForkError;
 use crate::sandbox::merge::MergeError;
 use crate::sandbox::registry::FindError;
 use axum::Json;
 use axum::extract::rejection::BytesRejection;
+use axum::http::header::RETRY_AFTER;
 use axum::http::{Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use podflare_api::error::ErrorBody;
 use std::error::Error;
+use std::time::Duration;
+
+/// When to ask a host again that has too many copies to make.
+const BUSY_RETRY_AFTER: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
 pub(super) struct ApiError {
     status: StatusCode,
     text: String,
+    retry_after: Option<Duration>,
 }
 
 impl ApiError {
@@ -28,18 +36,25 @@ impl ApiError {
         if status == StatusCode::INTERNAL_SERVER_ERROR {
             tracing::error!(error = %text, "A request failed");
         }
-        ApiError { status, text }
+        ApiError { status, text, retry_after: None }
     }
 
     /// The template is not ready.
     pub(super) fn unavailable(why: String) -> ApiError {
-        ApiError { status: StatusCode::SERVICE_UNAVAILABLE, text: why }
+        ApiError { status: StatusCode::SERVICE_UNAVAILABLE, text: why, retry_after: None }
+    }
+
+    /// It will do later what it cannot do now.
+    fn busy(error: &dyn Error) -> ApiError {
+        let status = StatusCode::SERVICE_UNAVAILABLE;
+        ApiError { status, text: error.to_string(), retry_after: Some(BUSY_RETRY_AFTER) }
     }
 }
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        (self.status, Json(ErrorBody { error: self.text })).into_response()
+        let retry_after = self.retry_after.map(|after| [(RETRY_AFTER, after.as_secs())]);
+        (self.status, retry_after, Json(ErrorBody { error: self.text })).into_response()
     }
 }
 
@@ -49,21 +64,31 @@ impl From<AuthError> for ApiError {
     }
 }
 
+impl From<OriginError> for ApiError {
+    fn from(error: OriginError) -> ApiError {
+        ApiError::new(StatusCode::FORBIDDEN, &error)
+    }
+}
+
 impl From<BodyError> for ApiError {
     fn from(error: BodyError) -> ApiError {
         let status = match &error {
             BodyError::NotJson => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             BodyError::Read(rejection) => status_of_rejection(rejection),
             BodyError::Malformed(_) => StatusCode::BAD_REQUEST,
+            BodyError::Crowded => return ApiError::busy(&error),
         };
         ApiError::new(status, &error)
     }
 }
 
-/// A body over its limit, or one that its sender broke off.
+/// A body over its limit, or one with which its sender stood still or that it broke off.
 fn status_of_rejection(rejection: &BytesRejection) -> StatusCode {
+    let rejected: &(dyn Error + 'static) = rejection;
+    let mut causes = std::iter::successors(Some(rejected), |error| (*error).source());
     match rejection.status() {
         StatusCode::PAYLOAD_TOO_LARGE => StatusCode::PAYLOAD_TOO_LARGE,
+        _ if causes.any(|error| error.is::<Stalled>()) => StatusCode::REQUEST_TIMEOUT,
         _ => StatusCode::BAD_REQUEST,
     }
 }
@@ -92,7 +117,8 @@ impl From<CreateError> for ApiError {
             CreateError::UnknownTemplate { .. } => StatusCode::NOT_FOUND,
             CreateError::NotReady { .. } => StatusCode::SERVICE_UNAVAILABLE,
             CreateError::NoSlot(error) => status_of_no_slot(error),
-            CreateError::Copy(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            CreateError::Busy(error) => return ApiError::busy(error),
+            CreateError::Copy(_) | CreateError::Ended => StatusCode::INTERNAL_SERVER_ERROR,
         };
         ApiError::new(status, &error)
     }
@@ -104,6 +130,9 @@ impl From<ForkError> for ApiError {
             ForkError::Count { .. } => StatusCode::BAD_REQUEST,
             ForkError::Find(error) => status_of_find(error),
             ForkError::NoSlot(error) => status_of_no_slot(error),
+            ForkError::Busy(error) => return ApiError::busy(error),
+            // Twice: the sandbox, and what was merged into it.
+            ForkError::Copy(CopyError::SourceEnded) => StatusCode::NOT_FOUND,
             ForkError::Copy(_) | ForkError::ChildEnded => StatusCode::INTERNAL_SERVER_ERROR,
         };
         ApiError::new(status, &error)
@@ -133,10 +162,10 @@ impl From<ExecError> for ApiError {
 
 pub(super) async fn unknown_path(uri: Uri) -> ApiError {
     let text = format!("there is nothing at {}; GET /openapi.json lists what there is", uri.path());
-    ApiError { status: StatusCode::NOT_FOUND, text }
+    ApiError { status: StatusCode::NOT_FOUND, text, retry_after: None }
 }
 
 pub(super) async fn wrong_method(method: Method, uri: Uri) -> ApiError {
     let text = format!("{} does not take {method}; GET /openapi.json lists what it takes", uri.path());
-    ApiError { status: StatusCode::METHOD_NOT_ALLOWED, text }
+    ApiError { status: StatusCode::METHOD_NOT_ALLOWED, text, retry_after: None }
 }

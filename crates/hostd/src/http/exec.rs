@@ -2,11 +2,13 @@
 
 use super::error::ApiError;
 use super::json::JsonBody;
+use super::path::Ids;
 use crate::app::App;
 use crate::sandbox::execution::{GRANT_BATCH_LEN, Taken};
+use crate::sandbox::registry::FindError;
 use crate::sandbox::{ExecError, Reader};
 use axum::body::{Body, Bytes};
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::HeaderValue;
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::response::{IntoResponse, Response};
@@ -27,26 +29,28 @@ const HEARTBEAT: &[u8] = b"\n";
 /// be queued behind other code for longer.
 pub(super) async fn exec(
     State(app): State<Arc<App>>,
-    Path(id): Path<String>,
+    Ids(id): Ids<String>,
     JsonBody(request): JsonBody<ExecRequest>,
 ) -> Result<Response, ApiError> {
     let language = match request.language {
         Language::Python => guest::Language::Python,
         Language::Bash => guest::Language::Bash,
     };
-    let sandbox = app.registry.find(&id)?;
-    let Some(reader) = sandbox.exec(language, request.code)? else {
-        // It has ended since it was found. Its retirement may be a moment away.
-        let error = app.registry.find(&id).err().unwrap_or(crate::sandbox::registry::FindError::Unknown);
-        return Err(ExecError::Find(error).into());
-    };
+    let reader = start(&app, &id, language, request.code)?;
     Ok(ndjson(Body::from_stream(EventStream::new(reader, app.settings.heartbeat))))
 }
 
-pub(super) async fn replay(
-    State(app): State<Arc<App>>,
-    Path(id): Path<String>,
-) -> Result<Response, ApiError> {
+/// A sandbox that ends when it has just been found may have been replaced by a merge: then the other runs it.
+fn start(app: &App, id: &str, language: guest::Language, mut code: String) -> Result<Reader, ExecError> {
+    for _ in 0..2 {
+        if let Some(reader) = app.registry.find(id)?.exec(language, &mut code)? {
+            return Ok(reader);
+        }
+    }
+    Err(FindError::Unknown.into())
+}
+
+pub(super) async fn replay(State(app): State<Arc<App>>, Ids(id): Ids<String>) -> Result<Response, ApiError> {
     let events = app.registry.find(&id)?.replay();
     Ok(ndjson(Body::from_stream(stream::iter(events.into_iter().map(Ok::<_, Infallible>)))))
 }

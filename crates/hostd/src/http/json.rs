@@ -1,17 +1,23 @@
 //! Request bodies.
 //!
-//! A body must say that it is JSON. A web page can make a browser send other bodies to a host on
-//! loopback without asking, but not this one.
+//! A body must say that it is JSON, and none is the empty object. That keeps no web page out: a browser
+//! sends an empty body for any page. `origin.rs` does.
 
 use super::error::ApiError;
-use axum::body::Bytes;
+use super::limits::{BODY_IDLE_TIMEOUT, BODY_LEN_MAX, LONG_BODY_TURN_TIMEOUT};
+use crate::app::App;
+use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{FromRequest, Request};
 use axum::http::HeaderMap;
 use axum::http::header::CONTENT_TYPE;
+use futures_util::stream::{self, StreamExt};
 use serde::de::DeserializeOwned;
+use std::sync::Arc;
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::time::timeout;
 
-/// A body that has been read and understood. An empty one is the empty object.
+/// A body that has been read and understood. An empty one is the empty object, whatever it says it is.
 #[derive(Debug)]
 pub(super) struct JsonBody<T>(pub(super) T);
 
@@ -21,21 +27,57 @@ pub(super) enum BodyError {
     NotJson,
     #[error("the body could not be read")]
     Read(#[source] BytesRejection),
+    #[error("too many long bodies are being read; try again in a few seconds")]
+    Crowded,
     #[error("the body cannot be understood")]
     Malformed(#[source] serde_json::Error),
 }
 
-impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for JsonBody<T> {
+/// Nothing more came of a body.
+#[derive(Debug, thiserror::Error)]
+#[error("nothing more of it came for {} s", BODY_IDLE_TIMEOUT.as_secs())]
+pub(super) struct Stalled;
+
+impl<T: DeserializeOwned> FromRequest<Arc<App>> for JsonBody<T> {
     type Rejection = ApiError;
 
-    async fn from_request(request: Request, state: &S) -> Result<JsonBody<T>, ApiError> {
-        if !is_json(request.headers()) {
-            return Err(BodyError::NotJson.into());
-        }
-        let bytes = Bytes::from_request(request, state).await.map_err(BodyError::Read)?;
-        let text = if bytes.is_empty() { b"{}" } else { &bytes[..] };
+    async fn from_request(request: Request, app: &Arc<App>) -> Result<JsonBody<T>, ApiError> {
+        let is_json = is_json(request.headers());
+        let _place = place_for(request.body().size_hint().upper(), &app.long_bodies).await?;
+        let request = request.map(within_time);
+        let bytes = Bytes::from_request(request, app).await.map_err(BodyError::Read)?;
+        let text = match &bytes[..] {
+            b"" => b"{}",
+            _ if !is_json => return Err(BodyError::NotJson.into()),
+            text => text,
+        };
         Ok(JsonBody(serde_json::from_slice(text).map_err(BodyError::Malformed)?))
     }
+}
+
+/// A place among the long bodies, for a body that may be one.
+async fn place_for(
+    len_max: Option<u64>,
+    places: &Semaphore,
+) -> Result<Option<SemaphorePermit<'_>>, BodyError> {
+    let is_short = len_max.is_some_and(|len| len <= BODY_LEN_MAX as u64);
+    if is_short {
+        return Ok(None);
+    }
+    let turn = timeout(LONG_BODY_TURN_TIMEOUT, places.acquire()).await.map_err(|_| BodyError::Crowded)?;
+    // The semaphore is never closed.
+    Ok(turn.ok())
+}
+
+/// The body, broken off when its sender stands still.
+fn within_time(body: Body) -> Body {
+    Body::from_stream(stream::unfold(body.into_data_stream(), async |mut chunks| {
+        let chunk = match timeout(BODY_IDLE_TIMEOUT, chunks.next()).await {
+            Ok(chunk) => chunk?,
+            Err(_) => Err(axum::Error::new(Stalled)),
+        };
+        Some((chunk, chunks))
+    }))
 }
 
 fn is_json(headers: &HeaderMap) -> bool {

@@ -4,23 +4,23 @@ mod auth;
 mod error;
 mod exec;
 mod json;
+pub(crate) mod limits;
 mod node;
 mod observe;
+mod origin;
+mod path;
 mod sandboxes;
+mod serve;
 
 use crate::app::App;
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{get, post};
-use podflare_wire::limits::CODE_LEN_MAX;
+use limits::{BODY_LEN_MAX, EXEC_BODY_LEN_MAX};
 use std::sync::Arc;
 
-/// The longest body of most requests, in bytes.
-const BODY_LEN_MAX: usize = 64 * 1024;
-
-/// The longest body of an execution: its code, with room for what JSON must escape.
-const EXEC_BODY_LEN_MAX: usize = 2 * CODE_LEN_MAX;
+pub use serve::serve;
 
 pub fn router(app: Arc<App>) -> Router {
     let exec_limit = DefaultBodyLimit::max(EXEC_BODY_LEN_MAX);
@@ -40,6 +40,7 @@ pub fn router(app: Arc<App>) -> Router {
         .fallback(error::unknown_path)
         .method_not_allowed_fallback(error::wrong_method)
         .layer(DefaultBodyLimit::max(BODY_LEN_MAX))
+        .layer(from_fn_with_state(app.clone(), origin::refuse_foreign_pages))
         .layer(from_fn(observe::observe))
         .with_state(app)
 }

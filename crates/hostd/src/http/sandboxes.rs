@@ -2,11 +2,12 @@
 
 use super::error::ApiError;
 use super::json::JsonBody;
+use super::path::Ids;
 use crate::app::App;
 use crate::phases::Phases;
 use crate::sandbox::state::EndCause;
 use crate::sandbox::{create, fork, merge};
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use axum::{Extension, Json};
 use podflare_api::sandbox::{CreateSandbox, ForkRequest, Forked, SandboxCreated, SandboxList, SandboxView};
@@ -31,14 +32,16 @@ pub(super) async fn list(State(app): State<Arc<App>>) -> Json<SandboxList> {
 
 pub(super) async fn inspect(
     State(app): State<Arc<App>>,
-    Path(id): Path<String>,
+    Ids(id): Ids<String>,
 ) -> Result<Json<SandboxView>, ApiError> {
     Ok(Json(app.registry.find(&id)?.view()))
 }
 
-/// The same answer for a sandbox that is gone: the published SDK's `with` block would fail otherwise.
-pub(super) async fn delete(State(app): State<Arc<App>>, Path(id): Path<String>) -> StatusCode {
-    if let Some(sandbox) = app.registry.remove(&id, &EndCause::Deleted) {
+/// The same answer where there is no such sandbox: the published SDK's `with` block would fail otherwise.
+pub(super) async fn delete(State(app): State<Arc<App>>, id: Result<Ids<String>, ApiError>) -> StatusCode {
+    if let Ok(Ids(id)) = id
+        && let Some(sandbox) = app.registry.remove(&id, &EndCause::Deleted)
+    {
         sandbox.end(EndCause::Deleted);
     }
     StatusCode::NO_CONTENT
@@ -46,7 +49,7 @@ pub(super) async fn delete(State(app): State<Arc<App>>, Path(id): Path<String>) 
 
 pub(super) async fn fork(
     State(app): State<Arc<App>>,
-    Path(id): Path<String>,
+    Ids(id): Ids<String>,
     JsonBody(request): JsonBody<ForkRequest>,
 ) -> Result<Timed<Forked>, ApiError> {
     let (children, phases) = fork::fork(&app, &id, request.n).await?;
@@ -55,7 +58,7 @@ pub(super) async fn fork(
 
 pub(super) async fn merge_into(
     State(app): State<Arc<App>>,
-    Path((parent, winner)): Path<(String, String)>,
+    Ids((parent, winner)): Ids<(String, String)>,
 ) -> Result<StatusCode, ApiError> {
     merge::merge_into(&app, &parent, &winner)?;
     Ok(StatusCode::NO_CONTENT)

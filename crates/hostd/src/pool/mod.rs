@@ -5,13 +5,16 @@ pub mod policy;
 use crate::app::App;
 use crate::chain::chain;
 use crate::sandbox::Sandbox;
-use crate::template::Availability;
+use crate::sandbox::copies::{CopyError, POOL_LIMITS};
+use crate::sandbox::state::EndCause;
+use crate::template::{Availability, Template};
 use policy::Levels;
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use tokio::sync::Notify;
-use tokio::task::JoinSet;
+use tokio::sync::{Notify, OwnedSemaphorePermit};
+use tokio::task::{JoinError, JoinSet};
+use tokio::time::{Instant, sleep_until};
 
 #[derive(Debug)]
 pub struct Pool {
@@ -27,6 +30,7 @@ struct Members {
     starting: usize,
     hits: u64,
     misses: u64,
+    closed: bool,
 }
 
 /// A pool's numbers at one moment.
@@ -50,14 +54,16 @@ impl Pool {
             while claimed.as_ref().is_some_and(Sandbox::has_ended) {
                 claimed = members.ready.pop_front();
             }
-            match claimed {
-                Some(_) => members.hits += 1,
-                None => members.misses += 1,
-            }
+            members.hits += u64::from(claimed.is_some());
             claimed
         };
         self.changed.notify_one();
         claimed
+    }
+
+    /// A copy was made on demand.
+    pub fn count_miss(&self) {
+        self.lock().misses += 1;
     }
 
     /// A sandbox has ended, which may have been a member.
@@ -66,14 +72,36 @@ impl Pool {
         self.changed.notify_one();
     }
 
-    pub fn drain(&self) -> Vec<Sandbox> {
-        self.lock().ready.drain(..).collect()
+    /// Takes no more members, and gives those that there are.
+    pub fn close(&self) -> Vec<Sandbox> {
+        let mut members = self.lock();
+        members.closed = true;
+        members.ready.drain(..).collect()
     }
 
     pub fn counters(&self) -> Counters {
         let members = self.lock();
         let levels = Levels { size: self.size, ready: members.ready.len(), starting: members.starting };
         Counters { levels, hits: members.hits, misses: members.misses }
+    }
+
+    fn begin_start(&self) {
+        self.lock().starting += 1;
+    }
+
+    fn fail_start(&self) {
+        self.lock().starting -= 1;
+    }
+
+    /// Takes what was started, unless it has ended since.
+    fn finish_start(&self, sandbox: Sandbox) {
+        let mut members = self.lock();
+        members.starting -= 1;
+        if members.closed {
+            sandbox.end(EndCause::Shutdown);
+        } else if !sandbox.has_ended() {
+            members.ready.push_back(sandbox);
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Members> {
@@ -85,35 +113,51 @@ impl Pool {
 pub async fn keep_filled(app: &Arc<App>) -> Infallible {
     let pool = &app.pool;
     let mut availability = app.watch_template();
+    let mut clients = app.admission.watch_clients();
     let mut starts = JoinSet::new();
     let mut failures = 0;
+    let mut retry_at = None;
     loop {
-        if let Availability::Ready(template) = app.template() {
+        if retry_at.is_none()
+            && let Availability::Ready(template) = app.template()
+        {
             for _ in 0..policy::to_start(pool.counters().levels) {
-                let (app, template) = (app.clone(), template.clone());
-                pool.lock().starting += 1;
-                starts.spawn(async move { app.copy_template(&template).await });
+                let Some(turn) = app.admission.idle_turn() else { break };
+                pool.begin_start();
+                starts.spawn(start(app.clone(), template.clone(), turn));
             }
         }
         tokio::select! {
             () = pool.changed.notified() => {}
-            // It has no end: the app holds the sender.
+            // These have no end: the app holds the senders.
             _ = availability.changed() => {}
-            Some(start) = starts.join_next() => {
-                pool.lock().starting -= 1;
-                match start {
-                    Ok(Ok((sandbox, _))) => {
-                        failures = 0;
-                        pool.lock().ready.push_back(sandbox);
-                    }
-                    Ok(Err(error)) => {
-                        failures += 1;
-                        tracing::warn!(error = %chain(&error), failures, "Could not make a sandbox for the pool");
-                        tokio::time::sleep(policy::retry_after(failures)).await;
-                    }
-                    Err(error) => tracing::error!(%error, "Making a sandbox for the pool failed"),
+            _ = clients.changed() => {}
+            Some(started) = starts.join_next() => match started.unwrap_or_else(|error| Err(error.into())) {
+                Ok(()) => failures = 0,
+                Err(error) => {
+                    pool.fail_start();
+                    failures += 1;
+                    retry_at = Some(Instant::now() + policy::retry_after(failures));
+                    tracing::warn!(error = %chain(&error), failures, "Could not make a sandbox for the pool");
                 }
-            }
+            },
+            () = sleep_until(retry_at.unwrap_or_else(Instant::now)), if retry_at.is_some() => retry_at = None,
         }
     }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum StartError {
+    #[error(transparent)]
+    Copy(#[from] CopyError),
+    #[error("The task that made it failed")]
+    Task(#[from] JoinError),
+}
+
+/// Makes one member. It is in the pool, or ended, before this task can be cancelled again.
+async fn start(app: Arc<App>, template: Arc<Template>, turn: OwnedSemaphorePermit) -> Result<(), StartError> {
+    let (sandbox, _) = app.copy_template(&template, POOL_LIMITS).await?;
+    drop(turn);
+    app.pool.finish_start(sandbox);
+    Ok(())
 }

@@ -1,6 +1,8 @@
 //! hostd's end of the stream to a guest's agent.
 
-use crate::vmm::GuestStream;
+use super::CODE_QUEUED_LEN_MAX;
+use crate::printable::printable;
+use crate::vmm::{GuestStream, VmmError};
 use bytes::{Buf, BytesMut};
 use futures_util::FutureExt;
 use podflare_wire::codec::{DecodeError, FrameReader, encode_frame};
@@ -9,6 +11,10 @@ use podflare_wire::limits::EVENT_FRAME_LEN_MAX;
 use std::fmt;
 use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
+
+/// Bytes of requests that may wait for the agent to read them: all code that may wait in a sandbox, and its
+/// grants. An agent that ends executions without reading more makes it more.
+const OUTGOING_LEN_MAX: usize = CODE_QUEUED_LEN_MAX + 1024 * 1024;
 
 /// Bytes read from the stream at a time.
 const READ_LEN: usize = 64 * 1024;
@@ -29,6 +35,12 @@ pub enum AgentError {
     Failed { message: String },
     #[error("no entropy for the guest")]
     Entropy(#[from] getrandom::Error),
+    #[error("the guest cannot be reached")]
+    Connect(#[from] VmmError),
+    #[error("the guest's agent was not started again")]
+    NotRestarted,
+    #[error("the guest's agent does not read what it is asked")]
+    NotReading,
 }
 
 /// A stream whose guest has confirmed that it is its own.
@@ -39,6 +51,7 @@ pub struct AgentConnection {
     buffer: BytesMut,
     /// Requests, or the rest of one, that the stream has not taken yet.
     outgoing: BytesMut,
+    repl: ReplRenewal,
 }
 
 impl AgentConnection {
@@ -53,20 +66,24 @@ impl AgentConnection {
             frames: FrameReader::new(EVENT_FRAME_LEN_MAX),
             buffer: BytesMut::with_capacity(READ_LEN),
             outgoing: BytesMut::new(),
+            repl: ReplRenewal::Pending,
         };
         agent.send(&Request::Renew(renewal(hostname)?));
         match agent.next_event().await? {
             Event::Hello { protocol: PROTOCOL } => {}
             Event::Hello { protocol } => return Err(AgentError::Protocol { theirs: protocol }),
-            Event::Failed { message } => return Err(AgentError::Failed { message }),
             _ => return Err(AgentError::Unexpected("it did not say hello")),
         }
         match agent.next_event().await? {
             // A pending REPL is busy with code from before the fork. It renews before anything new runs.
-            Event::Renewed { repl: ReplRenewal::Done | ReplRenewal::Pending } => Ok(agent),
-            Event::Failed { message } => Err(AgentError::Failed { message }),
+            Event::Renewed { repl } => Ok(AgentConnection { repl, ..agent }),
             _ => Err(AgentError::Unexpected("it did not confirm its renewal")),
         }
+    }
+
+    /// The REPL was renewed with everything else.
+    pub fn is_renewed(&self) -> bool {
+        self.repl == ReplRenewal::Done
     }
 
     /// Sends a request as far as the stream takes it now; `next_event` sends the rest.
@@ -81,11 +98,18 @@ impl AgentConnection {
         self.outgoing.extend_from_slice(&frame[taken..]);
     }
 
-    /// The next event. May be dropped and called again.
+    /// The next event, unless it says that the agent failed. May be dropped and called again.
     pub async fn next_event(&mut self) -> Result<Event, AgentError> {
         loop {
-            if let Some(event) = self.frames.next_message()? {
-                return Ok(event);
+            if self.outgoing.len() > OUTGOING_LEN_MAX {
+                return Err(AgentError::NotReading);
+            }
+            match self.frames.next_message()? {
+                Some(Event::Failed { message }) => {
+                    return Err(AgentError::Failed { message: printable(&message) });
+                }
+                Some(event) => return Ok(event),
+                None => {}
             }
             tokio::select! {
                 read = self.read.read_buf(&mut self.buffer) => {
@@ -147,11 +171,26 @@ mod tests {
             Err(AgentError::Unexpected(_))
         ));
         assert!(matches!(
-            renew_with(&[hello, Event::Failed { message: "no pool".into() }]).await,
-            Err(AgentError::Failed { .. })
+            renew_with(&[hello, Event::Failed { message: "no pool\nat all".into() }]).await,
+            Err(AgentError::Failed { message }) if message == "no poolat all"
         ));
         let other = Event::Hello { protocol: PROTOCOL + 1 };
         assert!(matches!(renew_with(&[other, renewed]).await, Err(AgentError::Protocol { .. })));
+    }
+
+    #[tokio::test]
+    async fn an_agent_that_reads_nothing_is_given_up() {
+        let (ours, mut theirs) = tokio::io::duplex(1024);
+        theirs.write_all(&encode_frame(&Event::Hello { protocol: PROTOCOL })).await.unwrap();
+        theirs.write_all(&encode_frame(&Event::Renewed { repl: ReplRenewal::Done })).await.unwrap();
+        let mut agent = AgentConnection::renew(Box::new(ours), "sbx-1").await.unwrap();
+        let code = "x".repeat(CODE_QUEUED_LEN_MAX / 2);
+        let language = podflare_wire::guest::Language::Python;
+        for exec in 0..3 {
+            assert!(agent.next_event().now_or_never().is_none(), "it may take its time");
+            agent.send(&Request::Exec { exec: ExecId(exec), language, code: code.clone() });
+        }
+        assert!(matches!(agent.next_event().await, Err(AgentError::NotReading)));
     }
 
     #[tokio::test]

@@ -7,15 +7,20 @@ use super::agent::{AgentConnection, AgentError};
 use crate::chain::chain;
 use crate::phases::Phases;
 use crate::vmm::{Fork, ForkTimes, GuestStream, Machine, Pending, ThawTimes, VmmError};
-use futures_util::future::try_join_all;
+use futures_util::future::{BoxFuture, try_join_all};
+use futures_util::{FutureExt, TryFutureExt};
 use podflare_api::id::SandboxId;
 use podflare_wire::guest::AGENT_PORT;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How long copies may take, at the first attempt and at the second. The published SDK waits 60 s for a
-/// fork.
-const COPY_TIMEOUTS: [Duration; 2] = [Duration::from_secs(15), Duration::from_secs(30)];
+/// How long copies may take, at the first attempt and at the second. Clients wait for their turn before
+/// that; the published SDK waits 30 s for a create and 60 s for a fork.
+pub type Limits = [Duration; 2];
+pub const CREATE_LIMITS: Limits = [Duration::from_secs(8), Duration::from_secs(10)];
+pub const FORK_LIMITS: Limits = [Duration::from_secs(15), Duration::from_secs(30)];
+/// Nobody waits.
+pub const POOL_LIMITS: Limits = FORK_LIMITS;
 
 /// Digits of a sandbox's id in its guest's hostname.
 const HOSTNAME_DIGITS: usize = 12;
@@ -28,7 +33,7 @@ pub struct OwnCopy {
     pub agent: AgentConnection,
 }
 
-/// What the slowest copy took in each phase.
+/// What the slowest copy took in each phase; the pause is all that the source has stood still.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct CopyTimes {
     fork: ForkTimes,
@@ -38,6 +43,8 @@ pub struct CopyTimes {
 
 #[derive(Debug, thiserror::Error)]
 pub enum CopyError {
+    #[error("The machine ended before it was copied")]
+    SourceEnded,
     #[error("Could not copy the machine")]
     Vmm(#[from] VmmError),
     #[error("A copy was not made its own, so it was ended")]
@@ -53,6 +60,14 @@ impl CopyError {
             CopyError::Timeout { .. } => true,
             CopyError::Renew(error) => matches!(error, AgentError::Closed | AgentError::Io(_)),
             CopyError::Vmm(error) => matches!(error, VmmError::Ended),
+            CopyError::SourceEnded => false,
+        }
+    }
+
+    fn of_source(error: VmmError) -> CopyError {
+        match error {
+            VmmError::Ended => CopyError::SourceEnded,
+            error => CopyError::Vmm(error),
         }
     }
 }
@@ -61,23 +76,31 @@ impl CopyError {
 ///
 /// A copy's guest can die or stand still in its first moments, as any machine can. Nobody has it yet, so
 /// all copies are made once more, of a later moment. What the source or the agent refuses is final.
-pub async fn copy(source: &dyn Machine, count: u32) -> Result<(Vec<OwnCopy>, CopyTimes), CopyError> {
-    let [first, second] = COPY_TIMEOUTS;
-    match attempt(source, count, first).await {
+pub async fn copy(
+    source: &dyn Machine,
+    count: u32,
+    limits: Limits,
+) -> Result<(Vec<OwnCopy>, CopyTimes), CopyError> {
+    let [first, second] = limits;
+    let mut pause = Duration::ZERO;
+    let (copies, mut times) = match attempt(source, count, first, &mut pause).await {
         Err(error) if error.is_of_first_moments() => {
             tracing::warn!(error = %chain(&error), "Making the copies once more");
-            attempt(source, count, second).await
+            attempt(source, count, second, &mut pause).await?
         }
-        result => result,
-    }
+        result => result?,
+    };
+    times.fork.pause = pause;
+    Ok((copies, times))
 }
 
 async fn attempt(
     source: &dyn Machine,
     count: u32,
     limit: Duration,
+    pause: &mut Duration,
 ) -> Result<(Vec<OwnCopy>, CopyTimes), CopyError> {
-    let starting = start(source, count)?;
+    let starting = start(source, count, pause)?;
     let settled = try_join_all(starting.into_iter().map(Starting::settle));
     let settled = tokio::time::timeout(limit, settled).await.map_err(|_| CopyError::Timeout { limit })??;
     let mut slowest = CopyTimes::default();
@@ -89,27 +112,44 @@ async fn attempt(
     Ok((copies, slowest))
 }
 
-fn start(source: &dyn Machine, count: u32) -> Result<Vec<Starting>, VmmError> {
-    let twin = source.fork()?;
+/// Sends all commands. The source's pause is added to `pause` as soon as it is known.
+fn start<'a>(
+    source: &dyn Machine,
+    count: u32,
+    pause: &'a mut Duration,
+) -> Result<Vec<Starting<'a>>, CopyError> {
+    let twin = source.fork().map_err(CopyError::of_source)?;
+    let forked = async {
+        let times = twin.done.await.map_err(CopyError::of_source)?;
+        *pause += times.pause;
+        Ok(times)
+    };
     // A machine serves its commands in order: the twin must be told to thaw after it has been copied.
-    let mut starting =
-        (1..count).map(|_| Starting::new(twin.copy.fork()?)).collect::<Result<Vec<_>, VmmError>>()?;
-    starting.push(Starting::new(twin)?);
+    let mut starting = (1..count)
+        .map(|_| {
+            let Fork { copy, done } = twin.copy.fork()?;
+            Starting::new(copy, done.map_err(CopyError::from).boxed())
+        })
+        .collect::<Result<Vec<_>, VmmError>>()?;
+    starting.push(Starting::new(twin.copy, forked.boxed())?);
     Ok(starting)
 }
 
-struct Starting {
+struct Starting<'a> {
     machine: Arc<dyn Machine>,
     stream: Box<dyn GuestStream>,
-    forked: Pending<ForkTimes>,
+    forked: BoxFuture<'a, Result<ForkTimes, CopyError>>,
     thawed: Pending<ThawTimes>,
 }
 
-impl Starting {
-    fn new(fork: Fork) -> Result<Starting, VmmError> {
-        let stream = fork.copy.connect(AGENT_PORT)?;
-        let thawed = fork.copy.thaw();
-        Ok(Starting { machine: fork.copy, stream, forked: fork.done, thawed })
+impl<'a> Starting<'a> {
+    fn new(
+        machine: Arc<dyn Machine>,
+        forked: BoxFuture<'a, Result<ForkTimes, CopyError>>,
+    ) -> Result<Starting<'a>, VmmError> {
+        let stream = machine.connect(AGENT_PORT)?;
+        let thawed = machine.thaw();
+        Ok(Starting { machine, stream, forked, thawed })
     }
 
     async fn settle(self) -> Result<(OwnCopy, CopyTimes), CopyError> {
@@ -125,7 +165,7 @@ impl Starting {
     }
 }
 
-fn hostname(id: &SandboxId) -> String {
+pub(super) fn hostname(id: &SandboxId) -> String {
     let digits = id.as_str().rsplit('_').next().unwrap_or_default();
     format!("sbx-{}", digits.get(..HOSTNAME_DIGITS).unwrap_or(digits))
 }

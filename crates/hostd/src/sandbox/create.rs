@@ -1,13 +1,20 @@
 //! A new sandbox: a member of the pool, or a copy of the template made on demand. Never a boot.
 
-use super::copies::CopyError;
+use super::Sandbox;
+use super::admission::Busy;
+use super::copies::{CREATE_LIMITS, CopyError};
 use super::events::unix_time_ms;
+use super::registry::InsertError;
+use super::state::EndCause;
 use crate::app::{App, NoSlot};
 use crate::phases::Phases;
 use crate::template::{self, Availability};
-use podflare_api::sandbox::{CreateSandbox, SandboxCreated};
+use podflare_api::sandbox::{CreateSandbox, SandboxCreated, SandboxView};
 use std::sync::Arc;
 use tokio::time::Instant;
+
+/// Sandboxes that may end in the very moment in which they are given out, before a create gives up.
+const ATTEMPTS: usize = 3;
 
 #[derive(Debug, thiserror::Error)]
 pub enum CreateError {
@@ -17,8 +24,23 @@ pub enum CreateError {
     NotReady { why: String },
     #[error(transparent)]
     NoSlot(#[from] NoSlot),
+    #[error(transparent)]
+    Busy(#[from] Busy),
     #[error("Could not make a sandbox")]
-    Copy(#[from] CopyError),
+    Copy(#[source] CopyError),
+    #[error("{ATTEMPTS} sandboxes ended as soon as they were made")]
+    Ended,
+}
+
+impl From<CopyError> for CreateError {
+    fn from(error: CopyError) -> CreateError {
+        match error {
+            CopyError::SourceEnded => {
+                CreateError::NotReady { why: "its machine has just ended and boots again".to_owned() }
+            }
+            error => CreateError::Copy(error),
+        }
+    }
 }
 
 pub async fn create(
@@ -30,26 +52,42 @@ pub async fn create(
     {
         return Err(CreateError::UnknownTemplate { name: name.clone() });
     }
-    let slot = app.acquire_slots(1)?;
-    let begun = Instant::now();
-    let (sandbox, phases) = match app.pool.claim() {
-        Some(sandbox) => (sandbox, Phases::default().with("claim", begun.elapsed())),
-        None => {
-            let template = match app.template() {
-                Availability::Ready(template) => template,
-                Availability::Not(why) => return Err(CreateError::NotReady { why: why.into_owned() }),
-            };
-            let (sandbox, times) = app.copy_template(&template).await?;
-            (sandbox, times.record(Phases::default()))
-        }
-    };
     let terms = app.settings.terms.terms(request.timeout_seconds, request.idle_timeout_seconds);
-    sandbox.lease(terms, Instant::now().into_std(), unix_time_ms(), slot);
-    // It may have ended in this very moment. It is then like one that ends in the next.
-    app.registry.insert(std::slice::from_ref(&sandbox)).ok();
-    let view = sandbox.view();
+    for _ in 0..ATTEMPTS {
+        let slot = app.acquire_slots(1)?;
+        let (sandbox, phases) = claim_or_copy(app).await?;
+        sandbox.lease(terms, Instant::now().into_std(), unix_time_ms(), slot);
+        match app.registry.insert(std::slice::from_ref(&sandbox)) {
+            Ok(()) => return Ok((created(sandbox.view()), phases)),
+            Err(InsertError::Ended) => {}
+            Err(InsertError::Closed) => {
+                sandbox.end(EndCause::Shutdown);
+                return Err(NoSlot::ShuttingDown.into());
+            }
+        }
+    }
+    Err(CreateError::Ended)
+}
+
+async fn claim_or_copy(app: &Arc<App>) -> Result<(Sandbox, Phases), CreateError> {
+    let begun = Instant::now();
+    if let Some(member) = app.pool.claim() {
+        return Ok((member, Phases::default().with("claim", begun.elapsed())));
+    }
+    let template = match app.template() {
+        Availability::Ready(template) => template,
+        Availability::Not(why) => return Err(CreateError::NotReady { why: why.into_owned() }),
+    };
+    let _turn = app.admission.turn(1).await?;
+    let wait = begun.elapsed();
+    let (sandbox, times) = app.copy_template(&template, CREATE_LIMITS).await?;
+    app.pool.count_miss();
+    Ok((sandbox, times.record(Phases::default().with("wait", wait))))
+}
+
+fn created(view: SandboxView) -> SandboxCreated {
     tracing::debug!(id = %view.id, "Created a sandbox");
-    let created = SandboxCreated {
+    SandboxCreated {
         id: view.id,
         state: view.state,
         template: view.template,
@@ -61,6 +99,5 @@ pub async fn create(
         // There are no Spaces and no network devices yet: the answer says so.
         persistent: false,
         egress: false,
-    };
-    Ok((created, phases))
+    }
 }

@@ -12,6 +12,7 @@ use podflare_api::exec::ExecEventKind;
 use podflare_wire::guest::{ExecEnd, ExecId, Language, OutputStream};
 use podflare_wire::limits::OUTPUT_WINDOW_LEN;
 use std::collections::VecDeque;
+use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 /// Bytes after which a grant or a report is worth a message.
@@ -20,8 +21,8 @@ pub const GRANT_BATCH_LEN: u32 = OUTPUT_WINDOW_LEN / 4;
 /// Bytes of events that may wait for a reader before output is held back.
 const QUEUED_EVENTS_LEN_MAX: usize = OUTPUT_WINDOW_LEN as usize;
 
-/// The exit code of an execution whose sandbox ended under it, as after SIGKILL.
-pub const EXIT_SANDBOX_ENDED: i32 = 137;
+/// The exit code of an execution whose sandbox or agent ended under it, as after SIGKILL.
+pub const EXIT_ABORTED: i32 = 137;
 const EXIT_CANCELLED: i32 = 130;
 const EXIT_NOT_STARTED: i32 = 127;
 const EXIT_SIGNAL_BASE: i32 = 128;
@@ -41,22 +42,24 @@ pub struct Taken {
     pub events_len: usize,
 }
 
-/// A place among the executions of a sandbox, and room for its code.
-#[derive(Debug)]
-pub struct Place(pub OwnedSemaphorePermit, pub OwnedSemaphorePermit);
+/// A place among the executions of a sandbox. Its reader holds it too: events that nobody reads take memory
+/// when the execution has long ended.
+pub type Place = Arc<OwnedSemaphorePermit>;
 
 /// What an agent may not do.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OutputError {
     #[error("it sent more output than it may")]
     WindowOverrun,
-    #[error("it sent output of an execution that has ended")]
-    AfterExit,
+    #[error("it sent output of an execution that does not run")]
+    NotRunning,
 }
 
 #[derive(Debug)]
 pub struct Execution {
     pub id: ExecId,
+    /// The agent that was asked for it, counted within the sandbox.
+    pub incarnation: u32,
     language: Language,
     writer: EventWriter,
     stdout: Lines,
@@ -71,6 +74,7 @@ pub struct Execution {
     held: VecDeque<Happening>,
     exited: bool,
     _place: Place,
+    _code_room: OwnedSemaphorePermit,
 }
 
 #[derive(Debug)]
@@ -85,9 +89,11 @@ impl Execution {
         language: Language,
         reader: mpsc::UnboundedSender<Chunk>,
         place: Place,
+        code_room: OwnedSemaphorePermit,
     ) -> Execution {
         Execution {
             id,
+            incarnation: 0,
             language,
             writer: EventWriter::default(),
             stdout: Lines::default(),
@@ -99,7 +105,17 @@ impl Execution {
             held: VecDeque::new(),
             exited: false,
             _place: place,
+            _code_room: code_room,
         }
+    }
+
+    pub fn language(&self) -> Language {
+        self.language
+    }
+
+    /// It has ended in the guest.
+    pub fn has_exited(&self) -> bool {
+        self.exited
     }
 
     /// All its events have been given to the reader.
@@ -115,7 +131,7 @@ impl Execution {
         replay: &mut Replay,
     ) -> Result<(), OutputError> {
         if self.exited {
-            return Err(OutputError::AfterExit);
+            return Err(OutputError::NotRunning);
         }
         let len = u32::try_from(data.len()).map_err(|_| OutputError::WindowOverrun)?;
         self.on_way_len = self.on_way_len.checked_add(len).ok_or(OutputError::WindowOverrun)?;
@@ -140,10 +156,11 @@ impl Execution {
         self.stdout.partial_len() + self.stderr.partial_len()
     }
 
-    /// Ends the unfinished lines where they are.
+    /// Ends the unfinished lines where they are, but for a character that has only begun.
     pub fn cut_lines(&mut self, replay: &mut Replay) {
         let mut kinds = Vec::new();
-        self.finish_lines(&mut kinds);
+        self.stdout.cut(|line| kinds.push(kind(OutputStream::Stdout, line)));
+        self.stderr.cut(|line| kinds.push(kind(OutputStream::Stderr, line)));
         self.emit(kinds, 0, replay);
     }
 
@@ -171,23 +188,18 @@ impl Execution {
         Some(std::mem::take(&mut self.grantable_len))
     }
 
-    /// The sandbox has ended: says so as the execution's last words.
+    /// Gives all that is held to the reader, however slow it is, and ends with `reason` what has not ended.
     pub fn abort(mut self, reason: &str, replay: &mut Replay) {
-        let held_exit = self.held.iter().find_map(|happening| match happening {
-            Happening::Exited(exit_code, _) => Some(*exit_code),
-            Happening::Output(..) => None,
-        });
-        let lost_len: usize = self.held.iter().map(Happening::output_len).sum();
+        while let Some(happening) = self.held.pop_front() {
+            self.show(happening, replay);
+        }
+        if self.exited {
+            return;
+        }
         let mut kinds = Vec::new();
         self.finish_lines(&mut kinds);
-        if lost_len > 0 {
-            let text = format!("{lost_len} bytes of output that were not read in time are lost");
-            kinds.push(ExecEventKind::Stderr(text));
-        }
-        if held_exit.is_none() {
-            kinds.push(ExecEventKind::Stderr(format!("the sandbox has ended: {reason}")));
-        }
-        kinds.push(ExecEventKind::Exit(held_exit.unwrap_or(EXIT_SANDBOX_ENDED)));
+        kinds.push(ExecEventKind::Stderr(reason.to_owned()));
+        kinds.push(ExecEventKind::Exit(EXIT_ABORTED));
         self.emit(kinds, 0, replay);
     }
 
@@ -200,24 +212,29 @@ impl Execution {
     fn release(&mut self, replay: &mut Replay) {
         while self.queued_len <= QUEUED_EVENTS_LEN_MAX {
             let Some(happening) = self.held.pop_front() else { return };
-            let output_len = u32::try_from(happening.output_len()).unwrap_or(u32::MAX);
-            let mut kinds = Vec::new();
-            match happening {
-                Happening::Output(stream, data) => {
-                    let lines = match stream {
-                        OutputStream::Stdout => &mut self.stdout,
-                        OutputStream::Stderr => &mut self.stderr,
-                    };
-                    lines.push(&data, |line| kinds.push(kind(stream, line)));
-                }
-                Happening::Exited(exit_code, end) => {
-                    self.finish_lines(&mut kinds);
-                    kinds.extend(explain(&end, self.language).map(ExecEventKind::Stderr));
-                    kinds.push(ExecEventKind::Exit(final_code(exit_code, &end)));
-                }
-            }
-            self.emit(kinds, output_len, replay);
+            self.show(happening, replay);
         }
+    }
+
+    /// Turns what has happened into events.
+    fn show(&mut self, happening: Happening, replay: &mut Replay) {
+        let output_len = u32::try_from(happening.output_len()).unwrap_or(u32::MAX);
+        let mut kinds = Vec::new();
+        match happening {
+            Happening::Output(stream, data) => {
+                let lines = match stream {
+                    OutputStream::Stdout => &mut self.stdout,
+                    OutputStream::Stderr => &mut self.stderr,
+                };
+                lines.push(&data, |line| kinds.push(kind(stream, line)));
+            }
+            Happening::Exited(exit_code, end) => {
+                self.finish_lines(&mut kinds);
+                kinds.extend(explain(&end, self.language).map(ExecEventKind::Stderr));
+                kinds.push(ExecEventKind::Exit(final_code(exit_code, &end)));
+            }
+        }
+        self.emit(kinds, output_len, replay);
     }
 
     fn finish_lines(&mut self, kinds: &mut Vec<ExecEventKind>) {
@@ -238,10 +255,15 @@ impl Execution {
             ends.push(text.len());
         }
         let events = Bytes::from(text);
-        let mut start = 0;
-        for end in ends {
-            replay.push(events.slice(start..end));
-            start = end;
+        if let [_] = ends[..] {
+            replay.push(events.clone());
+        } else {
+            let mut start = 0;
+            for end in ends {
+                // A slice would keep the whole chunk in memory for one short line.
+                replay.push(Bytes::copy_from_slice(&events[start..end]));
+                start = end;
+            }
         }
         let events_len = events.len();
         let chunk = Chunk { events, output_len };
@@ -295,13 +317,13 @@ fn final_code(exit_code: i32, end: &ExecEnd) -> i32 {
 mod tests {
     use super::*;
     use podflare_api::exec::ExecEvent;
-    use std::sync::Arc;
     use tokio::sync::Semaphore;
 
     fn execution() -> (Execution, mpsc::UnboundedReceiver<Chunk>) {
         let (sender, receiver) = mpsc::unbounded_channel();
-        let place = || Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
-        (Execution::new(ExecId(1), Language::Python, sender, Place(place(), place())), receiver)
+        let permit = || Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
+        let execution = Execution::new(ExecId(1), Language::Python, sender, Arc::new(permit()), permit());
+        (execution, receiver)
     }
 
     fn events(reader: &mut mpsc::UnboundedReceiver<Chunk>) -> Vec<ExecEventKind> {
@@ -372,7 +394,7 @@ mod tests {
         execution.exited(0, ExecEnd::Finished, &mut replay);
         execution.exited(1, ExecEnd::Finished, &mut replay);
         let late = execution.output(OutputStream::Stdout, b"late\n".to_vec(), &mut replay);
-        assert_eq!(late, Err(OutputError::AfterExit));
+        assert_eq!(late, Err(OutputError::NotRunning));
         assert_eq!(events(&mut reader), [ExecEventKind::Exit(0)]);
     }
 
@@ -380,13 +402,22 @@ mod tests {
     fn a_cut_line_is_two() {
         let (mut execution, mut reader) = execution();
         let mut replay = Replay::default();
-        execution.output(OutputStream::Stdout, b"one".to_vec(), &mut replay).unwrap();
-        assert_eq!(execution.unfinished_len(), 3);
+        execution.output(OutputStream::Stdout, b"one\xe2\x82".to_vec(), &mut replay).unwrap();
+        assert_eq!(execution.unfinished_len(), 5);
         execution.cut_lines(&mut replay);
-        assert_eq!(execution.unfinished_len(), 0);
-        execution.output(OutputStream::Stdout, b"two\n".to_vec(), &mut replay).unwrap();
-        let lines = [ExecEventKind::Stdout("one".into()), ExecEventKind::Stdout("two".into())];
+        assert_eq!(execution.unfinished_len(), 2);
+        execution.output(OutputStream::Stdout, b"\xactwo\n".to_vec(), &mut replay).unwrap();
+        let lines = [ExecEventKind::Stdout("one".into()), ExecEventKind::Stdout("€two".into())];
         assert_eq!(events(&mut reader), lines);
+    }
+
+    #[test]
+    fn a_remembered_line_keeps_no_others_in_memory() {
+        let (mut execution, mut reader) = execution();
+        let mut replay = Replay::default();
+        execution.output(OutputStream::Stdout, vec![b'\n'; 1000], &mut replay).unwrap();
+        let chunk = reader.try_recv().unwrap().events.as_ptr_range();
+        assert!(replay.events().iter().all(|event| !chunk.contains(&event.as_ptr())));
     }
 
     #[test]
@@ -422,9 +453,7 @@ mod tests {
     fn events_that_nobody_reads_in_time_are_held_back_raw() {
         let (mut execution, mut reader) = execution();
         let mut replay = Replay::default();
-        for _ in 0..16 {
-            execution.output(OutputStream::Stdout, vec![b'\n'; 16 * 1024], &mut replay).unwrap();
-        }
+        send_many_lines(&mut execution, &mut replay);
         execution.exited(0, ExecEnd::Finished, &mut replay);
         assert!(!execution.is_finished(), "most is still held");
         let mut kinds = Vec::new();
@@ -435,20 +464,47 @@ mod tests {
             kinds.extend(std::str::from_utf8(&chunk.events).unwrap().lines().map(str::to_owned));
         }
         assert!(execution.is_finished());
-        assert_eq!(kinds.len(), 16 * 16 * 1024 + 1);
+        assert_eq!(kinds.len(), MANY_LINES + 1);
+    }
+
+    /// More than a reader that reads nothing is given.
+    const MANY_LINES: usize = 16 * 16 * 1024;
+
+    fn send_many_lines(execution: &mut Execution, replay: &mut Replay) {
+        for _ in 0..16 {
+            execution.output(OutputStream::Stdout, vec![b'\n'; MANY_LINES / 16], replay).unwrap();
+        }
+        assert!(!execution.held.is_empty());
     }
 
     #[test]
-    fn a_sandbox_that_ends_is_told_with_its_reason_and_what_was_lost() {
+    fn an_execution_that_is_aborted_is_told_why_after_all_its_output() {
         let (mut execution, mut reader) = execution();
         let mut replay = Replay::default();
+        send_many_lines(&mut execution, &mut replay);
         execution.output(OutputStream::Stdout, b"so far".to_vec(), &mut replay).unwrap();
-        execution.abort("it was deleted", &mut replay);
+        execution.abort("the sandbox has ended: it was deleted", &mut replay);
         let expected = [
             ExecEventKind::Stdout("so far".into()),
             ExecEventKind::Stderr("the sandbox has ended: it was deleted".into()),
-            ExecEventKind::Exit(EXIT_SANDBOX_ENDED),
+            ExecEventKind::Exit(EXIT_ABORTED),
         ];
-        assert_eq!(events(&mut reader), expected);
+        let events = events(&mut reader);
+        assert_eq!(events.len(), MANY_LINES + 3);
+        assert_eq!(events[MANY_LINES..], expected);
+    }
+
+    #[test]
+    fn an_execution_that_has_ended_before_its_sandbox_keeps_its_own_end() {
+        let (mut execution, mut reader) = execution();
+        let mut replay = Replay::default();
+        send_many_lines(&mut execution, &mut replay);
+        execution.exited(-1, ExecEnd::Cancelled, &mut replay);
+        execution.abort("the sandbox has ended: it was deleted", &mut replay);
+        let expected = [
+            ExecEventKind::Stderr("the execution was cancelled".into()),
+            ExecEventKind::Exit(EXIT_CANCELLED),
+        ];
+        assert_eq!(events(&mut reader)[MANY_LINES..], expected);
     }
 }

@@ -1,9 +1,11 @@
 //! Children of a running sandbox: all of them ready, or none.
 
-use super::Lineage;
-use super::copies::{self, CopyError};
+use super::admission::Busy;
+use super::copies::{self, CopyError, FORK_LIMITS};
 use super::events::unix_time_ms;
-use super::registry::{AlreadyEnded, FindError};
+use super::registry::{FindError, InsertError};
+use super::state::EndCause;
+use super::{Lineage, Sandbox};
 use crate::app::{App, NoSlot};
 use crate::phases::Phases;
 use podflare_api::id::SandboxId;
@@ -19,6 +21,8 @@ pub enum ForkError {
     Find(#[from] FindError),
     #[error(transparent)]
     NoSlot(#[from] NoSlot),
+    #[error(transparent)]
+    Busy(#[from] Busy),
     #[error("Could not fork the sandbox; all its new children were ended")]
     Copy(#[from] CopyError),
     #[error("A child ended at once, so all were ended")]
@@ -30,9 +34,27 @@ pub async fn fork(app: &Arc<App>, id: &str, n: u32) -> Result<(Vec<SandboxId>, P
         return Err(ForkError::Count { n });
     }
     let source = app.registry.find(id)?;
+    match fork_sandbox(app, &source, n).await {
+        Err(ForkError::Copy(CopyError::SourceEnded)) => {}
+        result => return result,
+    }
+    source.ended().await;
+    // A merge has put another in its place, or this says why there is none.
+    let heir = app.registry.find(id)?;
+    fork_sandbox(app, &heir, n).await
+}
+
+async fn fork_sandbox(
+    app: &Arc<App>,
+    source: &Sandbox,
+    n: u32,
+) -> Result<(Vec<SandboxId>, Phases), ForkError> {
     let mut slots = app.acquire_slots(n)?;
-    source.touch();
-    let (copies, times) = copies::copy(&**source.machine(), n).await?;
+    let _forking = source.begin_fork();
+    let begun = Instant::now();
+    let _turn = app.admission.turn(n).await?;
+    let wait = begun.elapsed();
+    let (copies, times) = copies::copy(&**source.machine(), n, FORK_LIMITS).await?;
 
     let (parent, terms) = {
         let identity = source.identity();
@@ -49,13 +71,17 @@ pub async fn fork(app: &Arc<App>, id: &str, n: u32) -> Result<(Vec<SandboxId>, P
             child.lease(terms, Instant::now().into_std(), unix_time_ms(), slot);
         }
     }
-    let ids = children.iter().map(|child| child.identity().id.clone()).collect();
-    if app.registry.insert(&children) == Err(AlreadyEnded) {
+    if let Err(error) = app.registry.insert(&children) {
+        let (cause, error) = match error {
+            InsertError::Ended => (EndCause::Deleted, ForkError::ChildEnded),
+            InsertError::Closed => (EndCause::Shutdown, NoSlot::ShuttingDown.into()),
+        };
         for child in children {
-            child.end(super::state::EndCause::Deleted);
+            child.end(cause.clone());
         }
-        return Err(ForkError::ChildEnded);
+        return Err(error);
     }
-    tracing::debug!(id, n, "Forked a sandbox");
-    Ok((ids, times.record(Phases::default())))
+    let ids = children.iter().map(|child| child.identity().id.clone()).collect();
+    tracing::debug!(parent = ?lineage.parent, n, "Forked a sandbox");
+    Ok((ids, times.record(Phases::default().with("wait", wait))))
 }

@@ -4,6 +4,9 @@
 /// SDK is one line.
 pub const LINE_LEN_MAX: usize = 16 * 1024 * 1024;
 
+/// Bytes of memory that stay for the next line.
+const KEPT_LEN_MAX: usize = 64 * 1024;
+
 /// The longest UTF-8 sequence less its first byte.
 const CONTINUATION_LEN_MAX: usize = 3;
 
@@ -36,18 +39,24 @@ impl Lines {
         }
     }
 
+    /// Gives what there is of an unfinished line, but for a character that has only begun.
+    pub fn cut(&mut self, mut line: impl FnMut(&str)) {
+        let begun = self.partial.split_off(character_end(&self.partial));
+        self.finish(&mut line);
+        self.partial = begun;
+    }
+
     fn give(&mut self, line: &mut impl FnMut(&str)) {
         line(&String::from_utf8_lossy(&self.partial));
         self.partial.clear();
+        self.partial.shrink_to(KEPT_LEN_MAX);
     }
 
     fn extend(&mut self, mut bytes: &[u8], line: &mut impl FnMut(&str)) {
         while self.partial.len() + bytes.len() > LINE_LEN_MAX {
             let (now, later) = bytes.split_at(LINE_LEN_MAX - self.partial.len());
             self.partial.extend_from_slice(now);
-            let begun = self.partial.split_off(character_end(&self.partial));
-            self.give(line);
-            self.partial = begun;
+            self.cut(&mut *line);
             bytes = later;
         }
         self.partial.extend_from_slice(bytes);
@@ -110,6 +119,14 @@ mod tests {
         assert_eq!(lines.len(), 2);
         assert_eq!(lines[0].len(), LINE_LEN_MAX - 1);
         assert_eq!(lines[1], "€uro");
+    }
+
+    #[test]
+    fn a_long_lines_memory_is_given_back() {
+        let mut lines = Lines::default();
+        lines.push(&vec![b'x'; LINE_LEN_MAX], |_| panic!("it has not ended"));
+        lines.push(b"\n", |line| assert_eq!(line.len(), LINE_LEN_MAX));
+        assert!(lines.partial.capacity() <= KEPT_LEN_MAX);
     }
 
     proptest! {

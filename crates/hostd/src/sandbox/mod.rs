@@ -11,6 +11,7 @@
 //! [`Sandbox`] is the handle that others hold. It names no id of its own in its state machine: ids belong
 //! to the [`registry`], which may give a machine another one (`merge_into`).
 
+pub mod admission;
 pub mod agent;
 pub mod copies;
 pub mod create;
@@ -19,6 +20,8 @@ pub mod execution;
 pub mod fork;
 pub mod lines;
 pub mod merge;
+pub mod pulse;
+pub mod reconnect;
 pub mod registry;
 pub mod replay;
 pub mod state;
@@ -35,10 +38,11 @@ use podflare_wire::guest::{ExecId, Language};
 use podflare_wire::limits::{CODE_LEN_MAX, EXECS_MAX};
 use replay::Replay;
 use state::{EndCause, Terms};
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 use task::{Command, Task};
+use tokio::sync::mpsc::error::SendError;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 /// Bytes of code that may wait in one sandbox.
@@ -76,6 +80,10 @@ struct Shared {
     replay: Mutex<Replay>,
     identity: Mutex<Identity>,
     lineage: Lineage,
+    /// Known before `commands` is closed.
+    end_cause: OnceLock<EndCause>,
+    /// Whether everything in the guest that must not be as in its source has been made its own.
+    renewed: AtomicBool,
     executions: AtomicU32,
     places: Arc<Semaphore>,
     code_room: Arc<Semaphore>,
@@ -100,6 +108,7 @@ pub struct Reader {
     exec: ExecId,
     commands: mpsc::UnboundedSender<Command>,
     finished: bool,
+    _place: Place,
 }
 
 impl Sandbox {
@@ -117,6 +126,8 @@ impl Sandbox {
             replay: Mutex::default(),
             identity: Mutex::new(identity),
             lineage,
+            end_cause: OnceLock::new(),
+            renewed: AtomicBool::new(agent.is_renewed()),
             executions: AtomicU32::new(0),
             places: Arc::new(Semaphore::new(EXECS_MAX)),
             code_room: Arc::new(Semaphore::new(CODE_QUEUED_LEN_MAX)),
@@ -136,8 +147,8 @@ impl Sandbox {
         self.tell(Command::Lease { terms, started, slot });
     }
 
-    /// Runs code; `None` if the sandbox has ended.
-    pub fn exec(&self, language: Language, code: String) -> Result<Option<Reader>, ExecError> {
+    /// Runs code and takes it away; `None` if the sandbox has ended.
+    pub fn exec(&self, language: Language, code: &mut String) -> Result<Option<Reader>, ExecError> {
         let len = u32::try_from(code.len()).unwrap_or(u32::MAX);
         if code.len() > CODE_LEN_MAX {
             return Err(ExecError::CodeTooLong { len: code.len() });
@@ -150,12 +161,16 @@ impl Sandbox {
         };
         let exec = ExecId(shared.executions.fetch_add(1, Ordering::Relaxed));
         let (sender, events) = mpsc::unbounded_channel();
-        let execution = execution::Execution::new(exec, language, sender, Place(place, room));
-        let command = Command::Exec { execution, language, code };
-        if shared.commands.send(command).is_err() {
+        let place = Arc::new(place);
+        let execution = execution::Execution::new(exec, language, sender, place.clone(), room);
+        let command = Command::Exec { execution, language, code: std::mem::take(code) };
+        if let Err(SendError(command)) = shared.commands.send(command) {
+            if let Command::Exec { code: unsent, .. } = command {
+                *code = unsent;
+            }
             return Ok(None);
         }
-        Ok(Some(Reader { events, exec, commands: shared.commands.clone(), finished: false }))
+        Ok(Some(Reader { events, exec, commands: shared.commands.clone(), finished: false, _place: place }))
     }
 
     /// Ends the sandbox; the answer does not wait for it.
@@ -163,9 +178,10 @@ impl Sandbox {
         self.tell(Command::End(cause));
     }
 
-    /// Something was done with the sandbox that keeps it from idling.
-    pub fn touch(&self) {
-        self.tell(Command::Touch);
+    /// Keeps the sandbox from idling for as long as it is held.
+    pub fn begin_fork(&self) -> Forking<'_> {
+        self.tell(Command::ForkBegun);
+        Forking(self)
     }
 
     /// Lives on under another sandbox's identity.
@@ -177,6 +193,15 @@ impl Sandbox {
 
     pub fn has_ended(&self) -> bool {
         self.0.commands.is_closed()
+    }
+
+    /// Resolves when the sandbox has ended.
+    pub async fn ended(&self) {
+        self.0.commands.closed().await;
+    }
+
+    pub fn end_cause(&self) -> Option<&EndCause> {
+        self.0.end_cause.get()
     }
 
     pub fn machine(&self) -> &Arc<dyn Machine> {
@@ -209,7 +234,7 @@ impl Sandbox {
             created_at_ms: identity.created_at_ms,
             parent: identity.parent,
             generation: *generation,
-            renewed: true,
+            renewed: self.0.renewed.load(Ordering::Relaxed),
             executions: u64::from(self.0.executions.load(Ordering::Relaxed)),
             timeout_seconds: identity.terms.life.as_secs(),
             idle_timeout_seconds: identity.terms.idle.as_secs(),
@@ -220,6 +245,10 @@ impl Sandbox {
         Arc::ptr_eq(&self.0, &other.0)
     }
 
+    fn set_renewed(&self, renewed: bool) {
+        self.0.renewed.store(renewed, Ordering::Relaxed);
+    }
+
     fn replay_mut(&self) -> MutexGuard<'_, Replay> {
         self.0.replay.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -227,6 +256,16 @@ impl Sandbox {
     /// A sandbox that has ended need not be told.
     fn tell(&self, command: Command) {
         self.0.commands.send(command).ok();
+    }
+}
+
+/// A fork under way.
+#[derive(Debug)]
+pub struct Forking<'a>(&'a Sandbox);
+
+impl Drop for Forking<'_> {
+    fn drop(&mut self) {
+        self.0.tell(Command::ForkEnded);
     }
 }
 

@@ -22,6 +22,7 @@ struct Tables {
     ended: HashMap<SandboxId, (Instant, EndCause)>,
     /// The keys of `ended`, oldest first.
     ended_order: VecDeque<SandboxId>,
+    closed: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -32,17 +33,25 @@ pub enum FindError {
     Ended { seconds_ago: u64, cause: EndCause },
 }
 
-/// A sandbox that ended before it could be registered.
+/// Why sandboxes are not registered.
 #[derive(Debug, PartialEq, Eq)]
-pub struct AlreadyEnded;
+pub enum InsertError {
+    /// One has ended already.
+    Ended,
+    /// The host is shutting down.
+    Closed,
+}
 
 impl Registry {
     /// Registers sandboxes under their ids, all or none.
-    pub fn insert(&self, sandboxes: &[Sandbox]) -> Result<(), AlreadyEnded> {
+    pub fn insert(&self, sandboxes: &[Sandbox]) -> Result<(), InsertError> {
         let mut tables = self.lock();
+        if tables.closed {
+            return Err(InsertError::Closed);
+        }
         // A task closes its queue before it retires its sandbox, which needs the lock held here.
         if sandboxes.iter().any(Sandbox::has_ended) {
-            return Err(AlreadyEnded);
+            return Err(InsertError::Ended);
         }
         for sandbox in sandboxes {
             let id = sandbox.identity().id.clone();
@@ -51,11 +60,10 @@ impl Registry {
         Ok(())
     }
 
-    /// The sandbox of that name, as a client has written it.
+    /// The living sandbox of that name, as a client has written it.
     pub fn find(&self, id: &str) -> Result<Sandbox, FindError> {
         let id: SandboxId = id.parse().map_err(|_| FindError::Unknown)?;
-        let tables = self.lock();
-        tables.live.get(&id).cloned().ok_or_else(|| tables.missing(&id))
+        self.lock().find(&id).cloned()
     }
 
     /// Takes an id away from its sandbox.
@@ -82,18 +90,21 @@ impl Registry {
         let parent: SandboxId = parent.parse().map_err(|_| FindError::Unknown)?;
         let winner: SandboxId = winner.parse().map_err(|_| FindError::Unknown)?;
         let mut tables = self.lock();
-        let Some(loser) = tables.live.get(&parent).cloned() else { return Err(tables.missing(&parent)) };
-        let Some(heir) = tables.live.get(&winner).cloned() else { return Err(tables.missing(&winner)) };
-        if heir.has_ended() {
-            // It is about to be retired: a dead machine must not take a living one's place.
-            return Err(FindError::Unknown);
-        }
+        let loser = tables.find(&parent)?.clone();
+        let heir = tables.find(&winner)?.clone();
         tables.live.remove(&winner);
         let identity = loser.identity().clone();
         heir.take_over(identity);
         tables.live.insert(parent.clone(), heir);
         tables.remember(winner, EndCause::MergedInto(parent));
         Ok(loser)
+    }
+
+    /// Takes no more sandboxes, and gives those that there are.
+    pub fn close(&self) -> Vec<Sandbox> {
+        let mut tables = self.lock();
+        tables.closed = true;
+        tables.live.values().cloned().collect()
     }
 
     /// All sandboxes, in no order.
@@ -115,6 +126,15 @@ impl Registry {
 }
 
 impl Tables {
+    fn find(&self, id: &SandboxId) -> Result<&Sandbox, FindError> {
+        let sandbox = self.live.get(id).ok_or_else(|| self.missing(id))?;
+        match sandbox.end_cause() {
+            // It is about to be retired.
+            Some(cause) => Err(FindError::Ended { seconds_ago: 0, cause: cause.clone() }),
+            None => Ok(sandbox),
+        }
+    }
+
     fn missing(&self, id: &SandboxId) -> FindError {
         self.ended.get(id).map_or(FindError::Unknown, |(at, cause)| FindError::Ended {
             seconds_ago: at.elapsed().as_secs(),

@@ -21,6 +21,9 @@ pub struct Replay {
 impl Replay {
     /// Appends one event, and forgets the oldest over the limits.
     pub fn push(&mut self, event: Bytes) {
+        if event.len() > EVENTS_LEN_MAX {
+            return;
+        }
         self.len += event.len();
         self.events.push_back(event);
         while self.len > EVENTS_LEN_MAX || self.events.len() > EVENTS_MAX {
@@ -58,7 +61,16 @@ mod tests {
             replay.push(third.clone());
         }
         assert_eq!(replay.events().len(), 3);
+    }
+
+    #[test]
+    fn an_event_over_the_limit_drives_no_other_out() {
+        let mut replay = Replay::default();
+        replay.push(Bytes::from_static(b"kept"));
         replay.push(Bytes::from(vec![b'x'; EVENTS_LEN_MAX + 1]));
-        assert_eq!(replay.events().len(), 0);
+        assert_eq!(replay.events(), ["kept"]);
+        replay.push(Bytes::from(vec![b'x'; EVENTS_LEN_MAX]));
+        assert_eq!(replay.events().len(), 1);
+        assert_eq!(replay.len, EVENTS_LEN_MAX);
     }
 }

@@ -38,21 +38,32 @@ pub struct Lease {
     pub started: Instant,
     active: Instant,
     executions: usize,
+    forks: usize,
 }
 
 impl Lease {
     pub fn new(terms: Terms, now: Instant) -> Lease {
-        Lease { terms, started: now, active: now, executions: 0 }
+        Lease { terms, started: now, active: now, executions: 0, forks: 0 }
     }
 
     /// Something was done with the sandbox.
-    pub fn touch(&mut self, now: Instant) {
+    fn touch(&mut self, now: Instant) {
         self.active = self.active.max(now);
     }
 
     /// The number of executions that wait or run has become this.
     pub fn set_executions(&mut self, executions: usize, now: Instant) {
         self.executions = executions;
+        self.touch(now);
+    }
+
+    pub fn begin_fork(&mut self, now: Instant) {
+        self.forks += 1;
+        self.touch(now);
+    }
+
+    pub fn end_fork(&mut self, now: Instant) {
+        self.forks = self.forks.saturating_sub(1);
         self.touch(now);
     }
 
@@ -64,11 +75,12 @@ impl Lease {
         self.touch(now);
     }
 
-    /// When the sandbox ends if nothing more happens, and why. With an execution open it is not idle.
+    /// When the sandbox ends if nothing more happens, and why. While it is executed in or forked it is not
+    /// idle.
     pub fn end(&self) -> (Instant, EndCause) {
         let life_end = self.started + self.terms.life;
         let idle_end = self.active + self.terms.idle;
-        if self.executions == 0 && idle_end < life_end {
+        if self.executions == 0 && self.forks == 0 && idle_end < life_end {
             (idle_end, EndCause::Idle(self.terms.idle))
         } else {
             (life_end, EndCause::LifeOver(self.terms.life))
@@ -136,14 +148,27 @@ mod tests {
         assert_eq!(lease.end().0, later + OFFERED.default.idle);
     }
 
+    #[test]
+    fn a_fork_under_way_keeps_a_sandbox_from_idling() {
+        let start = Instant::now();
+        let mut lease = Lease::new(OFFERED.default, start);
+        lease.begin_fork(start);
+        lease.begin_fork(start);
+        lease.end_fork(start);
+        assert_eq!(lease.end().1, EndCause::LifeOver(OFFERED.default.life));
+        let later = start + Duration::from_secs(400);
+        lease.end_fork(later);
+        assert_eq!(lease.end().0, later + OFFERED.default.idle);
+    }
+
     #[derive(Debug, Clone)]
     enum Step {
-        Touch,
+        Fork,
         Executions(usize),
     }
 
     fn step() -> impl Strategy<Value = Step> {
-        prop_oneof![Just(Step::Touch), (0_usize..3).prop_map(Step::Executions)]
+        prop_oneof![Just(Step::Fork), (0_usize..3).prop_map(Step::Executions)]
     }
 
     proptest! {
@@ -157,7 +182,10 @@ mod tests {
             for (seconds, step) in steps {
                 now += Duration::from_secs(seconds);
                 match step {
-                    Step::Touch => lease.touch(now),
+                    Step::Fork => {
+                        lease.begin_fork(now);
+                        lease.end_fork(now);
+                    }
                     Step::Executions(count) => lease.set_executions(count, now),
                 }
                 let (end, cause) = lease.end();

@@ -2,13 +2,15 @@
 
 use super::Sandbox;
 use super::agent::{AgentConnection, AgentError};
-use super::execution::{Execution, Taken};
+use super::copies::hostname;
+use super::execution::{Execution, OutputError, Taken};
 use super::lines::LINE_LEN_MAX;
+use super::pulse::{Due, PATIENCE, Pulse, SILENCE_POOLED, SILENCE_RUNNING};
+use super::reconnect::{Agent, Said};
 use super::state::{EndCause, Lease, Terms};
 use crate::chain::chain;
 use crate::vmm::Ending;
-use podflare_wire::guest::{Event, ExecId, Language, Request};
-use std::collections::VecDeque;
+use podflare_wire::guest::{Event, ExecEnd, ExecId, Language, Request};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
@@ -21,6 +23,10 @@ const ENDING_TIMEOUT: Duration = Duration::from_secs(2);
 /// Bytes of unfinished lines in one sandbox, after which a line is cut where it is.
 const UNFINISHED_LINES_LEN_MAX: usize = 4 * LINE_LEN_MAX;
 
+/// What executions are told that were lost with an agent.
+const AGENT_RESTARTED: &str =
+    "the agent in the sandbox was killed and has been restarted; the Python REPL's variables are lost";
+
 /// What others ask of a sandbox.
 #[derive(Debug)]
 pub enum Command {
@@ -28,7 +34,8 @@ pub enum Command {
     Exec { execution: Execution, language: Language, code: String },
     Taken { exec: ExecId, taken: Taken },
     ReaderGone { exec: ExecId },
-    Touch,
+    ForkBegun,
+    ForkEnded,
     TakeOver { terms: Terms, started: std::time::Instant },
     End(EndCause),
 }
@@ -36,12 +43,13 @@ pub enum Command {
 #[derive(Debug)]
 pub struct Task {
     sandbox: Sandbox,
-    agent: AgentConnection,
+    agent: Agent,
     commands: mpsc::UnboundedReceiver<Command>,
     /// Executions that wait, run, or have events for a slow reader, in the order of their requests.
-    executions: VecDeque<Execution>,
+    executions: Vec<Execution>,
+    pulse: Pulse,
     lease: Option<Lease>,
-    /// Its part of the host, given back when the task ends.
+    /// Its part of the host, given back when nothing is left of the machine.
     slot: Option<OwnedSemaphorePermit>,
 }
 
@@ -51,36 +59,45 @@ impl Task {
         agent: AgentConnection,
         commands: mpsc::UnboundedReceiver<Command>,
     ) -> Task {
-        Task { sandbox, agent, commands, executions: VecDeque::new(), lease: None, slot: None }
+        let hostname = hostname(&sandbox.identity().id);
+        let agent = Agent::new(sandbox.machine().clone(), hostname, agent);
+        let (executions, pulse) = (Vec::new(), Pulse::new(now()));
+        Task { sandbox, agent, commands, executions, pulse, lease: None, slot: None }
     }
 
-    /// Runs the sandbox to its end. Its machine is left to be ended.
-    pub async fn run(mut self) -> EndCause {
+    /// Runs the sandbox to its end. Its machine is left to be ended, and holds its part of the host.
+    pub async fn run(mut self) -> (EndCause, Option<OwnedSemaphorePermit>) {
         let mut ended = self.sandbox.machine().ended();
         let cause = loop {
             let end = self.lease.as_ref().map(Lease::end);
-            let due = Instant::from_std(end.as_ref().map_or_else(std::time::Instant::now, |(at, _)| *at));
+            let pulse = self.silence().map(|silence| self.pulse.next(silence));
             tokio::select! {
                 command = self.commands.recv() => match command {
                     Some(Command::End(cause)) => break cause,
                     Some(command) => self.take_command(command),
                     None => break EndCause::Shutdown,
                 },
-                event = self.agent.next_event() => match event {
-                    Ok(event) => if let Err(cause) = self.take_event(event) { break cause },
+                said = self.agent.next() => match said {
+                    Ok(Said::Event(event)) => if let Err(cause) = self.take_event(event) { break cause },
+                    Ok(Said::Restarted { renewed }) => {
+                        self.sandbox.set_renewed(renewed);
+                        self.abort_forgotten();
+                    }
                     Err(error) => break why_lost(error, ended).await,
                 },
                 ending = &mut ended => {
                     self.take_last_events().await;
                     break EndCause::MachineEnded(ending.to_string());
                 }
-                () = sleep_until(due), if end.is_some() => {
-                    if let Some((_, cause)) = end { break cause }
-                }
+                cause = reached(end) => break cause,
+                due = reached(pulse) => match due {
+                    Due::Ask => self.ask(),
+                    Due::GiveUp => break EndCause::AgentLost(unanswered()),
+                },
             }
         };
         self.finish(&cause);
-        cause
+        (cause, self.slot)
     }
 
     fn take_command(&mut self, command: Command) {
@@ -89,18 +106,27 @@ impl Task {
                 self.lease = Some(Lease::new(terms, started));
                 self.slot = Some(slot);
             }
-            Command::Exec { execution, language, code } => {
-                self.agent.send(&Request::Exec { exec: execution.id, language, code });
-                self.executions.push_back(execution);
+            Command::Exec { mut execution, language, code } => {
+                execution.incarnation = self.agent.incarnation();
+                if self.executions.is_empty() {
+                    self.pulse.restart(now());
+                }
+                self.agent.send(Request::Exec { exec: execution.id, language, code });
+                self.executions.push(execution);
                 self.count_executions();
             }
             Command::Taken { exec, taken } => {
                 self.with_execution(exec, |execution, replay| execution.taken(taken, replay));
             }
             Command::ReaderGone { exec } => self.with_execution(exec, Execution::reader_gone),
-            Command::Touch => {
+            Command::ForkBegun => {
                 if let Some(lease) = &mut self.lease {
-                    lease.touch(now());
+                    lease.begin_fork(now());
+                }
+            }
+            Command::ForkEnded => {
+                if let Some(lease) = &mut self.lease {
+                    lease.end_fork(now());
                 }
             }
             Command::TakeOver { terms, started } => {
@@ -112,10 +138,25 @@ impl Task {
         }
     }
 
+    /// For how long the guest may say nothing. One that nothing is asked of may sleep for as long as it likes.
+    fn silence(&self) -> Option<Duration> {
+        match (&self.lease, self.executions.is_empty()) {
+            (_, false) => Some(SILENCE_RUNNING),
+            (None, true) => Some(SILENCE_POOLED),
+            (Some(_), true) => None,
+        }
+    }
+
+    fn ask(&mut self) {
+        self.agent.send(Request::Ping { token: 0 });
+        self.pulse.asked(now());
+    }
+
     fn take_event(&mut self, event: Event) -> Result<(), EndCause> {
+        self.pulse.restart(now());
         match event {
             Event::Output { exec, stream, data } => {
-                let mut outcome = Ok(());
+                let mut outcome = Err(OutputError::NotRunning);
                 self.with_execution(exec, |execution, replay| {
                     outcome = execution.output(stream, data, replay);
                 });
@@ -125,18 +166,39 @@ impl Task {
                 })
             }
             Event::Exited { exec, exit_code, end } => {
-                self.with_execution(exec, |execution, replay| execution.exited(exit_code, end, replay));
+                let has_run = end == ExecEnd::Finished;
+                let mut language = None;
+                self.with_execution(exec, |execution, replay| {
+                    language = Some(execution.language());
+                    execution.exited(exit_code, end, replay);
+                });
+                if has_run && language == Some(Language::Python) {
+                    // A REPL that was too busy to be renewed is renewed before it runs anything.
+                    self.sandbox.set_renewed(true);
+                }
                 Ok(())
             }
-            Event::Failed { message } => Err(EndCause::AgentLost(message)),
-            Event::Hello { .. } | Event::Renewed { .. } | Event::Pong { .. } => Ok(()),
+            Event::Hello { .. } | Event::Renewed { .. } | Event::Pong { .. } | Event::Failed { .. } => Ok(()),
         }
+    }
+
+    /// Ends the executions that the agent before this one was asked for.
+    fn abort_forgotten(&mut self) {
+        tracing::warn!(id = %self.sandbox.identity().id, "The agent in a sandbox died and was started again");
+        self.pulse.restart(now());
+        let incarnation = self.agent.incarnation();
+        let is_forgotten =
+            |execution: &mut Execution| execution.incarnation < incarnation && !execution.has_exited();
+        for execution in self.executions.extract_if(.., is_forgotten) {
+            execution.abort(AGENT_RESTARTED, &mut self.sandbox.replay_mut());
+        }
+        self.count_executions();
     }
 
     /// Takes what a machine that is gone had sent, up to the end of its stream.
     async fn take_last_events(&mut self) {
         let events = async {
-            while let Ok(event) = self.agent.next_event().await {
+            while let Ok(Said::Event(event)) = self.agent.next().await {
                 if self.take_event(event).is_err() {
                     return;
                 }
@@ -163,7 +225,7 @@ impl Task {
             self.executions.remove(index);
             self.count_executions();
         } else if let Some(bytes) = execution.take_grant() {
-            self.agent.send(&Request::Grant { exec, bytes });
+            self.agent.send(Request::Grant { exec, bytes });
         }
     }
 
@@ -175,13 +237,17 @@ impl Task {
 
     /// Tells every reader, also of executions that were asked for at the last moment.
     fn finish(&mut self, cause: &EndCause) {
+        // Only here.
+        self.sandbox.0.end_cause.set(cause.clone()).ok();
         self.commands.close();
         while let Ok(command) = self.commands.try_recv() {
-            if let Command::Exec { execution, .. } = command {
-                self.executions.push_back(execution);
+            match command {
+                Command::Exec { execution, .. } => self.executions.push(execution),
+                Command::Lease { slot, .. } => self.slot = Some(slot),
+                _ => {}
             }
         }
-        let reason = cause.to_string();
+        let reason = format!("the sandbox has ended: {cause}");
         for execution in self.executions.drain(..) {
             execution.abort(&reason, &mut self.sandbox.replay_mut());
         }
@@ -190,6 +256,21 @@ impl Task {
 
 fn now() -> std::time::Instant {
     Instant::now().into_std()
+}
+
+/// Resolves at its time; never if there is none.
+async fn reached<T>(appointment: Option<(std::time::Instant, T)>) -> T {
+    match appointment {
+        Some((at, what)) => {
+            sleep_until(Instant::from_std(at)).await;
+            what
+        }
+        None => std::future::pending().await,
+    }
+}
+
+fn unanswered() -> String {
+    format!("it has not answered for {} s", PATIENCE.as_secs())
 }
 
 /// An agent's stream ends when its machine does, and the machine knows more.

@@ -1,10 +1,8 @@
 //! How a machine came to its end, in words for the people whose sandbox it was.
 
+use crate::printable::printable;
 use podflare_wire::control::EndReason;
 use std::fmt;
-
-/// The longest part of a guest's console line that goes into a message, in characters.
-const CONSOLE_LINE_LEN_MAX: usize = 200;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Ending {
@@ -58,12 +56,6 @@ fn telling_line(console_tail: &[u8]) -> Option<(String, bool)> {
         return Some((panic, true));
     }
     lines.next_back().map(|line| (line, false))
-}
-
-/// A guest's text without what could steer a terminal or forge a second line.
-fn printable(text: &str) -> String {
-    let text: String = text.chars().filter(|c| !c.is_control()).take(CONSOLE_LINE_LEN_MAX).collect();
-    text.trim().to_owned()
 }
 
 #[cfg(test)]

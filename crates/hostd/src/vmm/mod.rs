@@ -30,6 +30,9 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> GuestStream for S {}
 pub trait Vmm: Send + Sync + fmt::Debug {
     /// Boots a new machine. It runs when the answer comes, but its guest is far from ready.
     fn boot(&self, boot: &BootSpec) -> Result<(Arc<dyn Machine>, Pending<()>), VmmError>;
+
+    /// Resolves when nothing is left of any machine, copies that were being made included.
+    fn none_left(&self) -> BoxFuture<'static, ()>;
 }
 
 /// What a machine boots from.

@@ -64,7 +64,7 @@ async fn deleting_is_the_same_however_often_and_ends_the_machine() {
     let host = Host::start(&["--pool-size", "0"]).await;
     let id = host.create().await;
     assert_eq!(host.vmm.alive(), 2);
-    for id in [id.as_str(), &id, "sbx_00000000000000000000000000000000", "nonsense"] {
+    for id in [id.as_str(), &id, "sbx_00000000000000000000000000000000", "nonsense", "%ff"] {
         let answer = host.delete(id).await;
         assert_eq!((answer.status, answer.body.as_str()), (StatusCode::NO_CONTENT, ""));
     }
@@ -156,12 +156,207 @@ async fn a_guest_that_panics_is_told_and_remembered() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_guest_whose_agent_is_gone_is_ended() {
+async fn an_agent_that_dies_takes_its_executions_along_and_nothing_else() {
     let host = Host::start(&["--pool-size", "0"]).await;
     let id = host.create().await;
+    host.exec(&id, "set file kept").await;
+    let hostname = host.text(&id, "hostname").await;
+    let entropy = host.text(&id, "entropy").await;
+    let told =
+        "the agent in the sandbox was killed and has been restarted; the Python REPL's variables are lost";
+    let running = host.start_exec(&id, "print begun\nsleep 1000\ncrash").await;
+    let waiting = host.start_exec(&id, "print never").await;
+    assert_eq!(running.rest().await, [crate::host::stdout("begun"), stderr(told), exit(137)]);
+    assert_eq!(waiting.rest().await, [stderr(told), exit(137)]);
+    assert_eq!(host.text(&id, "get file").await, "kept");
+    assert_eq!(host.text(&id, "hostname").await, hostname);
+    assert_ne!(host.text(&id, "entropy").await, entropy, "it has been renewed");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_execution_that_comes_while_the_agent_is_away_waits_for_it() {
+    let host = Host::start(&["--pool-size", "0"]).await;
+    let id = host.create().await;
+    host.vmm.set_renewal_time(Duration::from_secs(5));
+    let crashed = host.start_exec(&id, "crash").await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let next = host.start_exec(&id, "print served").await;
+    assert_eq!(crashed.rest().await.last(), Some(&exit(137)));
+    assert_eq!(next.rest().await, [crate::host::stdout("served"), exit(0)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sandbox_whose_agent_does_not_come_back_is_ended() {
+    for fault in ["slow", "refused"] {
+        let host = Host::start(&["--pool-size", "0"]).await;
+        let id = host.create().await;
+        match fault {
+            "slow" => host.vmm.set_renewal_time(Duration::from_secs(60)),
+            _ => host.vmm.refuse_renewals(1),
+        }
+        let events = host.exec(&id, "crash").await;
+        let told = match fault {
+            "slow" => "the guest's agent was not started again",
+            _ => "the guest's agent failed: the renewal was refused",
+        };
+        let told = format!("the sandbox has ended: its guest no longer answers: {told}");
+        assert_eq!(events, [stderr(&told), exit(137)]);
+        host.is_gone(&id).await;
+        host.machines_are(1).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn agents_that_die_again_and_again_end_their_sandbox() {
+    let host = Host::start(&["--pool-size", "0"]).await;
+    let id = host.create().await;
+    for _ in 0..2 {
+        for _ in 0..3 {
+            assert!(matches!(&host.exec(&id, "crash").await[0], kind if *kind != exit(0)));
+            assert_eq!(host.exec(&id, "pass").await, [exit(0)]);
+        }
+        tokio::time::sleep(Duration::from_secs(61)).await;
+    }
+    for _ in 0..3 {
+        host.exec(&id, "crash").await;
+    }
     let events = host.exec(&id, "crash").await;
     let told = "the sandbox has ended: its guest no longer answers: the guest's agent closed its stream";
     assert_eq!(events, [stderr(told), exit(137)]);
     host.is_gone(&id).await;
     host.machines_are(1).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guest_that_stands_still_is_asked_and_given_up() {
+    let host = Host::start(&["--pool-size", "0"]).await;
+    let id = host.create().await;
+    let begun = Instant::now();
+    let events = host.exec(&id, "print before\nstall").await;
+    let told = "the sandbox has ended: its guest no longer answers: it has not answered for 60 s";
+    assert_eq!(events, [crate::host::stdout("before"), stderr(told), exit(137)]);
+    assert_eq!(begun.elapsed().as_secs(), 80);
+    host.is_gone(&id).await;
+    host.machines_are(1).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guest_that_answers_may_be_silent_for_as_long_as_it_likes() {
+    let host = Host::start(&["--idle-timeout", "7200"]).await;
+    let id = host.create().await;
+    assert_eq!(host.exec(&id, "sleep 300000").await, [exit(0)]);
+    tokio::time::sleep(Duration::from_secs(300)).await;
+    assert_eq!(host.exec(&id, "sleep 300000").await, [exit(0)]);
+}
+
+#[tokio::test]
+async fn a_template_that_dies_as_it_is_copied_is_told_as_not_ready() {
+    let host = Host::start(&["--pool-size", "0"]).await;
+    host.vmm.die_in_forks(1);
+    let answer = host.post("/v1/sandboxes", &json!({})).await;
+    assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
+    assert!(answer.error().contains("boots again"), "{}", answer.body);
+}
+
+/// One create more than copies are made at once.
+async fn create_too_many(host: &Host) -> Vec<crate::host::Answer> {
+    let body = json!({});
+    let creates = (0..=host.app.admission.turns_max()).map(|_| host.post("/v1/sandboxes", &body));
+    futures_util::future::join_all(creates).await
+}
+
+#[tokio::test(start_paused = true)]
+async fn creates_wait_for_their_turn_before_their_clocks_start() {
+    let host = Host::start(&["--pool-size", "0"]).await;
+    host.vmm.set_renewal_time(Duration::from_secs(7));
+    for answer in create_too_many(&host).await {
+        assert_eq!(answer.status, StatusCode::OK, "{}", answer.body);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_create_whose_turn_does_not_come_is_told_when_to_ask_again() {
+    let host = Host::start(&["--pool-size", "0"]).await;
+    // Too long for the first attempts, not for the second ones.
+    host.vmm.set_renewal_time(Duration::from_secs(9));
+    let begun = Instant::now();
+    let mut answers = create_too_many(&host).await;
+    assert_eq!(begun.elapsed().as_secs(), 17);
+    let last = answers.pop().unwrap();
+    assert_eq!(last.status, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(last.headers["retry-after"], "5");
+    assert!(last.error().contains("try again"), "{}", last.body);
+    for answer in answers {
+        assert_eq!(answer.status, StatusCode::OK, "{}", answer.body);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_place_on_the_host_is_free_when_nothing_is_left_of_the_machine() {
+    let host = Host::start(&["--sandboxes-max", "1"]).await;
+    let id = host.create().await;
+    host.vmm.set_ending_time(Duration::from_secs(3));
+    host.delete(&id).await;
+    host.is_gone(&id).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(host.post("/v1/sandboxes", &json!({})).await.status, StatusCode::SERVICE_UNAVAILABLE);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    host.create().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn machines_that_do_not_end_keep_no_others_from_ending() {
+    let host = Host::start(&["--pool-size", "0"]).await;
+    let mut ids = Vec::new();
+    for _ in 0..6 {
+        ids.push(host.create().await);
+    }
+    host.vmm.set_ending_time(Duration::from_secs(3600));
+    for id in ids {
+        host.delete(&id).await;
+    }
+    host.machines_are(1).await;
+}
+
+#[tokio::test]
+async fn a_host_that_shuts_down_gives_nothing_out() {
+    let host = Host::start(&[]).await;
+    let id = host.create().await;
+    host.app.registry.close();
+    for path in ["/v1/sandboxes".to_owned(), format!("/v1/sandboxes/{id}/fork")] {
+        let answer = host.post(&path, &json!({})).await;
+        assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE, "{path}");
+        assert_eq!(answer.error(), "The host is shutting down");
+    }
+    host.pool_is_full().await;
+    host.machines_are(6).await;
+    for member in host.app.pool.close() {
+        member.end(podflare_hostd::sandbox::state::EndCause::Shutdown);
+    }
+    host.machines_are(2).await;
+}
+
+#[tokio::test]
+async fn a_sandbox_whose_repl_was_busy_is_renewed_when_it_has_run_something() {
+    let host = Host::start(&["--pool-size", "0"]).await;
+    let parent = host.create().await;
+    host.vmm.leave_renewals_pending(1);
+    let id = host.fork(&parent, 1).await.remove(0);
+    let path = format!("/v1/sandboxes/{id}");
+    assert_eq!(host.get(&path).await.json()["renewed"], false);
+    let bash = json!({"code": "pass", "language": "bash"});
+    host.post(&format!("{path}/exec"), &bash).await;
+    assert_eq!(host.get(&path).await.json()["renewed"], false);
+    host.exec(&id, "pass").await;
+    assert_eq!(host.get(&path).await.json()["renewed"], true);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guest_that_sends_output_of_an_execution_that_does_not_run_is_ended() {
+    let host = Host::start(&["--pool-size", "0"]).await;
+    let id = host.create().await;
+    let events = host.exec(&id, "forge\nsleep 1000").await;
+    let told = "the sandbox has ended: its guest no longer answers: its agent does not keep to the protocol: \
+                it sent output of an execution that does not run";
+    assert_eq!(events, [stderr(told), exit(137)]);
 }

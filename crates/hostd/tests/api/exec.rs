@@ -179,3 +179,22 @@ async fn a_request_whose_sandbox_ends_meanwhile_gets_an_answer() {
     until("the pool is full", async || host.app.pool.counters().levels.ready == 4).await;
     tokio::time::timeout(Duration::from_secs(30), host.machines_are(5)).await.unwrap();
 }
+
+#[tokio::test]
+async fn an_execution_counts_for_as_long_as_its_events_are_not_read() {
+    let host = Host::start(&[]).await;
+    let id = host.create().await;
+    let mut unread = Vec::new();
+    for _ in 0..podflare_wire::limits::EXECS_MAX {
+        unread.push(host.start_exec(&id, "print done").await);
+    }
+    let path = format!("/v1/sandboxes/{id}/replay");
+    until("all have ended", async || {
+        host.get(&path).await.body.matches("exit").count() == podflare_wire::limits::EXECS_MAX
+    })
+    .await;
+    let path = format!("/v1/sandboxes/{id}/exec");
+    assert_eq!(host.post(&path, &json!({"code": "pass"})).await.status, StatusCode::TOO_MANY_REQUESTS);
+    unread.pop().unwrap().rest().await;
+    assert_eq!(host.exec(&id, "pass").await, [exit(0)]);
+}

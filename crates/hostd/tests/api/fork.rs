@@ -4,6 +4,7 @@ use crate::host::{Host, exit, stdout};
 use axum::http::StatusCode;
 use serde_json::json;
 use std::collections::HashSet;
+use std::time::Duration;
 
 #[tokio::test]
 async fn children_have_what_the_parent_had_and_go_their_own_way() {
@@ -132,5 +133,61 @@ async fn the_answer_says_where_the_time_went() {
         ["pause;dur=", "save;dur=", "fork;dur=", "build;dur=", "restore;dur=", "renew;dur=", "total;dur="]
     {
         assert!(timing.contains(phase), "{timing}");
+    }
+}
+
+#[tokio::test]
+async fn a_fork_of_a_sandbox_that_dies_is_told_why_and_is_no_fault_of_the_host() {
+    let host = Host::start(&["--pool-size", "0"]).await;
+    let parent = host.create().await;
+    host.vmm.die_in_forks(1);
+    let answer = host.post(&format!("/v1/sandboxes/{parent}/fork"), &json!({"n": 3})).await;
+    assert_eq!(answer.status, StatusCode::NOT_FOUND);
+    assert!(answer.error().ends_with("because its VMM was killed by signal 9"), "{}", answer.body);
+    host.machines_are(1).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fork_of_a_sandbox_that_is_replaced_meanwhile_is_one_of_the_winner() {
+    let host = Host::start(&["--pool-size", "0"]).await;
+    let parent = host.create().await;
+    let winner = host.fork(&parent, 1).await.remove(0);
+    host.exec(&winner, "set who winner").await;
+    host.vmm.set_renewal_time(Duration::from_secs(5));
+    // It takes all turns, so that the fork waits for its own while the merge happens.
+    let others = host.fork(&winner, 32);
+    let fork = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        host.fork(&parent, 1).await.remove(0)
+    };
+    let merge = async {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        assert_eq!(host.merge(&parent, &winner).await.status, StatusCode::NO_CONTENT);
+    };
+    let (_, child, ()) = tokio::join!(others, fork, merge);
+    assert_eq!(host.text(&child, "get who").await, "winner");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sandbox_does_not_end_idle_while_it_is_forked() {
+    let host = Host::start(&["--pool-size", "0"]).await;
+    let parent =
+        host.create_with(&json!({"idle_timeout_seconds": 5})).await["id"].as_str().unwrap().to_owned();
+    host.vmm.set_renewal_time(Duration::from_secs(10));
+    host.fork(&parent, 2).await;
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    assert_eq!(host.exec(&parent, "pass").await, [exit(0)]);
+}
+
+#[tokio::test]
+async fn the_pause_is_all_that_the_source_has_stood_still() {
+    let host = Host::start(&["--pool-size", "0"]).await;
+    let id = host.create().await;
+    let path = format!("/v1/sandboxes/{id}/fork");
+    for (deaths, pause) in [(0, "pause;dur=1.000,"), (1, "pause;dur=2.000,")] {
+        host.vmm.die_of_thaws(deaths);
+        let answer = host.post(&path, &json!({"n": 3})).await;
+        let timing = answer.headers["server-timing"].to_str().unwrap();
+        assert!(timing.contains(pause), "{timing}");
     }
 }

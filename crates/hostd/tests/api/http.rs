@@ -33,6 +33,9 @@ async fn every_error_has_the_one_body_and_says_how_long_it_took() {
         (Request::get("/nowhere").body(Body::empty()).unwrap(), StatusCode::NOT_FOUND),
         (Request::get("/v1/sandboxes/x/y/z").body(Body::empty()).unwrap(), StatusCode::NOT_FOUND),
         (Request::get("/v1/sandboxes/nonsense").body(Body::empty()).unwrap(), StatusCode::NOT_FOUND),
+        (Request::get("/v1/sandboxes/%ff").body(Body::empty()).unwrap(), StatusCode::NOT_FOUND),
+        (post("/v1/sandboxes/%ff/fork", "application/json", ""), StatusCode::NOT_FOUND),
+        (post("/v1/sandboxes/a/merge_into/%ff", "application/json", ""), StatusCode::NOT_FOUND),
         (Request::put("/v1/sandboxes").body(Body::empty()).unwrap(), StatusCode::METHOD_NOT_ALLOWED),
         (Request::post("/v1/healthz").body(Body::empty()).unwrap(), StatusCode::METHOD_NOT_ALLOWED),
         (post("/v1/sandboxes", "application/json", "{"), StatusCode::BAD_REQUEST),
@@ -54,10 +57,38 @@ async fn every_error_has_the_one_body_and_says_how_long_it_took() {
 }
 
 #[tokio::test]
-async fn an_empty_body_is_an_empty_object() {
+async fn an_empty_body_is_an_empty_object_whatever_it_says_it_is() {
     let host = Host::start(&[]).await;
-    let request = Request::post("/v1/sandboxes").header("content-type", "application/json");
-    assert_eq!(host.send(request.body(Body::empty()).unwrap()).await.status, StatusCode::OK);
+    for content_type in [None, Some("application/json"), Some("application/x-www-form-urlencoded")] {
+        let mut request = Request::post("/v1/sandboxes");
+        if let Some(content_type) = content_type {
+            request = request.header("content-type", content_type);
+        }
+        let answer = host.send(request.body(Body::empty()).unwrap()).await;
+        assert_eq!(answer.status, StatusCode::OK, "{content_type:?}: {}", answer.body);
+    }
+}
+
+#[tokio::test]
+async fn a_host_without_keys_answers_no_web_page_but_its_own() {
+    let host = Host::start(&[]).await;
+    let from = |name: &str, origin: &str| {
+        let request = Request::post("/v1/sandboxes").header("host", name).header("origin", origin);
+        request.body(Body::empty()).unwrap()
+    };
+    let rebound = host.send(from("evil.example:7070", "http://evil.example:7070")).await;
+    assert_eq!(rebound.status, StatusCode::FORBIDDEN);
+    assert!(rebound.error().contains("PODFLARE_API_KEYS"), "{}", rebound.body);
+    let foreign = host.send(from("127.0.0.1:7070", "http://evil.example")).await;
+    assert_eq!(foreign.status, StatusCode::FORBIDDEN);
+    foreign.error();
+    let own = host.send(from("127.0.0.1:7070", "http://127.0.0.1:7070")).await;
+    assert_eq!(own.status, StatusCode::OK);
+
+    let keyed = Host::start(&["--api-keys", "pf_live_one"]).await;
+    let request = Request::get("/v1/sandboxes").header("host", "sandboxes.example");
+    let request = request.header("authorization", "Bearer pf_live_one").body(Body::empty()).unwrap();
+    assert_eq!(keyed.send(request).await.status, StatusCode::OK);
 }
 
 #[tokio::test]
@@ -100,4 +131,20 @@ fn request_to(method: Method, path: &str) -> Request<Body> {
         Method::Delete => Request::delete(path),
     };
     request.body(Body::empty()).unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_a_few_long_bodies_are_read_at_once() {
+    let host = Host::start(&[]).await;
+    let id = host.create().await;
+    let path = format!("/v1/sandboxes/{id}/exec");
+    let long = json!({"code": format!("#{}", "x".repeat(100_000))});
+    let taken = host.app.long_bodies.acquire_many(8).await.unwrap();
+    let answer = host.post(&path, &long).await;
+    assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(answer.headers["retry-after"], "5");
+    assert!(answer.error().contains("long bodies"), "{}", answer.body);
+    assert_eq!(host.post(&path, &json!({"code": "pass"})).await.status, StatusCode::OK);
+    drop(taken);
+    assert_eq!(host.post(&path, &long).await.status, StatusCode::OK);
 }

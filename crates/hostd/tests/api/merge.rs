@@ -102,3 +102,17 @@ async fn a_winner_that_dies_takes_the_name_with_it() {
     host.is_gone(&id).await;
     host.machines_are(1).await;
 }
+
+#[tokio::test]
+async fn an_execution_during_a_merge_is_run_by_one_machine_or_the_other() {
+    let host = Host::start(&["--pool-size", "0"]).await;
+    let id = host.create().await;
+    for _ in 0..50 {
+        let winner = host.fork(&id, 1).await.remove(0);
+        let path = format!("/v1/sandboxes/{id}/exec");
+        let code = json!({"code": "pass"});
+        let (answer, merged) = tokio::join!(host.post(&path, &code), host.merge(&id, &winner));
+        assert_eq!(merged.status, StatusCode::NO_CONTENT);
+        assert_eq!(answer.status, StatusCode::OK, "{}", answer.body);
+    }
+}

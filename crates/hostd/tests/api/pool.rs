@@ -2,11 +2,20 @@
 
 use crate::host::{Host, until};
 use serde_json::json;
+use std::time::Duration;
 
 fn counters(capacity: &serde_json::Value) -> (u64, u64, u64) {
     let template = &capacity["templates"][0];
     let number = |name: &str| template[name].as_u64().unwrap();
     (number("pool_ready"), number("pool_hits"), number("pool_misses"))
+}
+
+/// A host whose template has booted, and whose pool's members are being made.
+async fn host_about_to_fill_its_pool(size: usize) -> Host {
+    let host = Host::start_without_template(&["--pool-size", &size.to_string()]);
+    host.vmm.set_renewal_time(Duration::from_millis(50));
+    until("the first members are made", async || host.app.pool.counters().levels.starting > 0).await;
+    host
 }
 
 #[tokio::test]
@@ -35,21 +44,29 @@ async fn an_empty_pool_is_a_wait_and_no_failure() {
 #[tokio::test]
 async fn a_member_that_dies_is_replaced_and_never_handed_out() {
     let host = Host::start(&["--pool-size", "2"]).await;
-    let member = host.app.pool.claim().unwrap();
-    let dead = member.identity().id.to_string();
-    member.machine().end().await;
-    until("it is seen", async || member.has_ended()).await;
+    host.vmm.kill_newest();
+    until("another is made", async || host.vmm.made() == 4).await;
     host.pool_is_full().await;
     host.machines_are(3).await;
     for _ in 0..3 {
-        assert_ne!(host.create().await, dead);
+        let id = host.create().await;
+        assert_eq!(host.text(&id, "print alive").await, "alive");
     }
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_member_is_ready_though_its_sibling_failed() {
+    let host = host_about_to_fill_its_pool(2).await;
+    host.vmm.refuse_renewals(1);
+    let begun = tokio::time::Instant::now();
+    until("one is ready", async || host.app.pool.counters().levels.ready == 1).await;
+    assert!(begun.elapsed().as_millis() < 100, "before the failed one is tried again");
+    host.pool_is_full().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_pool_that_cannot_be_filled_is_tried_again() {
-    let host = Host::start_without_template(&["--pool-size", "2"]);
-    until("the template has booted", async || host.get("/v1/healthz").await.body == "ok").await;
+    let host = host_about_to_fill_its_pool(2).await;
     host.vmm.refuse_renewals(4);
     host.pool_is_full().await;
 }
@@ -68,4 +85,16 @@ async fn a_template_that_is_lost_is_booted_again() {
     assert_eq!(host.text(&kept, "print still here").await, "still here");
     host.create().await;
     host.create().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_member_that_stands_still_is_replaced() {
+    let host = host_about_to_fill_its_pool(1).await;
+    host.vmm.stall_after_renewals(1);
+    host.pool_is_full().await;
+    // It is asked after 60 s of silence, and has 60 s to answer.
+    tokio::time::sleep(Duration::from_secs(121)).await;
+    host.pool_is_full().await;
+    let id = host.create().await;
+    assert_eq!(host.text(&id, "print alive").await, "alive");
 }

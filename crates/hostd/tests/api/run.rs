@@ -35,7 +35,7 @@ impl Daemon {
         let mut stream = TcpStream::connect(self.address).await.unwrap();
         let len = body.len();
         let request = format!(
-            "{head} HTTP/1.1\r\nhost: test\r\ncontent-type: application/json\r\ncontent-length: {len}\r\n\r\n{body}"
+            "{head} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\ncontent-length: {len}\r\n\r\n{body}"
         );
         stream.write_all(request.as_bytes()).await.unwrap();
         BufReader::new(stream)
@@ -100,6 +100,21 @@ async fn shutting_down_ends_every_machine_and_tells_running_executions() {
 }
 
 #[tokio::test]
+async fn the_readmes_curl_creates_a_sandbox() {
+    let daemon = Daemon::start().await;
+    daemon.create().await;
+    let mut stream = BufReader::new(TcpStream::connect(daemon.address).await.unwrap());
+    let host = daemon.address;
+    let request = format!(
+        "POST /v1/sandboxes HTTP/1.1\r\nHost: {host}\r\nUser-Agent: curl/7.88.1\r\nAccept: */*\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let body = read_answer(&mut stream).await;
+    serde_json::from_str::<podflare_api::sandbox::SandboxCreated>(&body).unwrap();
+    daemon.stop().await.unwrap();
+}
+
+#[tokio::test]
 async fn an_answer_begins_before_the_code_ends() {
     let daemon = Daemon::start().await;
     let id = daemon.create().await;
@@ -122,4 +137,52 @@ async fn a_template_that_does_not_boot_ends_the_daemon_with_its_console() {
     let source = std::error::Error::source(&error).unwrap().to_string();
     assert!(source.contains("Kernel panic - not syncing: no root disk"), "{source}");
     assert_eq!(vmm.alive(), 0);
+}
+
+#[tokio::test]
+async fn shutting_down_waits_for_copies_that_are_being_made() {
+    let daemon = Daemon::start().await;
+    daemon.create().await;
+    let vmm = daemon.vmm.clone();
+    vmm.set_renewal_time(Duration::from_secs(3600));
+    let _claims_a_member = daemon.request("POST /v1/sandboxes", "{}").await;
+    let settled = vmm.alive() + 1;
+    crate::host::until("another member is made", async || vmm.alive() >= settled).await;
+    daemon.stop().await.unwrap();
+    assert_eq!(vmm.alive(), 0);
+}
+
+/// What is answered to a client that says this and then nothing more, until its connection is cut.
+async fn answer_to_one_that_stops_after(text: &str) -> String {
+    let daemon = Daemon::start().await;
+    daemon.create().await;
+    // From here on, time passes whenever all there is to do is to wait.
+    tokio::time::pause();
+    let mut stream = TcpStream::connect(daemon.address).await.unwrap();
+    stream.write_all(text.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    tokio::time::resume();
+    answer
+}
+
+#[tokio::test]
+async fn a_client_that_asks_nothing_is_cut_off() {
+    for text in ["", "P", "PRI * HTTP/2.0\r\n", "GET /v1/healthz HTTP/1.1\r\nHost: 127"] {
+        assert_eq!(answer_to_one_that_stops_after(text).await, "", "{text:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_lies_idle_is_closed_after_its_answer() {
+    let answer = answer_to_one_that_stops_after("GET /v1/healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n").await;
+    assert!(answer.ends_with("\r\n\r\nok"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_body_that_stands_still_is_given_up() {
+    let head = "POST /v1/sandboxes HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100\r\n\r\n{";
+    let answer = answer_to_one_that_stops_after(head).await;
+    assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
+    assert!(answer.contains("nothing more of it came for 30 s"), "{answer}");
 }

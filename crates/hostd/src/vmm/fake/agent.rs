@@ -1,9 +1,10 @@
 //! The agent of a fake guest: the real guest protocol over a toy language, one statement a line.
 //!
 //! `print TEXT` · `error TEXT` · `partial TEXT` (no newline) · `set NAME TEXT` · `get NAME` · `hostname` ·
-//! `entropy` · `sleep MS` · `flood BYTES` · `exit CODE` · `kill SIGNAL` · `panic` · `crash` · `pass`.
+//! `entropy` · `sleep MS` · `flood BYTES` · `exit CODE` · `kill SIGNAL` · `panic` · `crash` (of the agent) ·
+//! `stall` (of the guest) · `forge` (output of an execution that does not run) · `pass`.
 
-use super::{Core, World};
+use super::{Core, World, take_time};
 use crate::vmm::Ending;
 use podflare_wire::codec::{FrameReader, encode_frame};
 use podflare_wire::control::EndReason;
@@ -32,17 +33,22 @@ enum Outcome {
     Exited(i32, ExecEnd),
     /// The agent is to go away.
     Crash,
+    /// The guest is to stand still, with its streams open.
+    Stall,
     /// The whole guest is.
     Panic,
 }
 
 /// Serves one connection until it ends.
 pub(super) async fn serve(stream: DuplexStream, core: &Arc<Core>) {
+    stand_still_if_so(core).await;
     let (mut read, write) = tokio::io::split(stream);
     let writer = Arc::new(Mutex::new(write));
     send(&writer, &Event::Hello { protocol: PROTOCOL }).await;
     let mut frames = FrameReader::new(REQUEST_FRAME_LEN_MAX);
-    match next_request(&mut read, &mut frames).await {
+    let first = next_request(&mut read, &mut frames).await;
+    take_time(&core.world.renewal_time_ms).await;
+    match first {
         Some(Request::Renew(renewal)) if !World::takes(&core.world.renewals_to_refuse) => {
             let mut guest = core.guest();
             guest.hostname = renewal.hostname;
@@ -53,7 +59,11 @@ pub(super) async fn serve(stream: DuplexStream, core: &Arc<Core>) {
             return;
         }
     }
-    send(&writer, &Event::Renewed { repl: ReplRenewal::Done }).await;
+    let is_busy = World::takes(&core.world.renewals_to_leave_pending);
+    let repl = if is_busy { ReplRenewal::Pending } else { ReplRenewal::Done };
+    send(&writer, &Event::Renewed { repl }).await;
+    core.guest().stands_still = World::takes(&core.world.renewals_to_stall_after);
+    stand_still_if_so(core).await;
 
     let (jobs, queue) = mpsc::unbounded_channel();
     let requests = async {
@@ -65,6 +75,13 @@ pub(super) async fn serve(stream: DuplexStream, core: &Arc<Core>) {
     tokio::select! {
         () = requests => {}
         () = run_all(queue, &writer, core) => {}
+    }
+    stand_still_if_so(core).await;
+}
+
+async fn stand_still_if_so(core: &Core) {
+    if core.guest().stands_still {
+        std::future::pending::<()>().await;
     }
 }
 
@@ -130,9 +147,13 @@ async fn run_all(mut queue: mpsc::UnboundedReceiver<Job>, writer: &Writer, core:
         // What was said before leaves the guest.
         drop(events);
         while deliveries.join_next().await.is_some() {}
-        if let Outcome::Panic = outcome {
-            let console_tail = b"Kernel panic - not syncing: asked for".to_vec();
-            core.end(Ending::Told { reason: EndReason::Reset, console_tail });
+        match outcome {
+            Outcome::Panic => {
+                let console_tail = b"Kernel panic - not syncing: asked for".to_vec();
+                core.end(Ending::Told { reason: EndReason::Reset, console_tail });
+            }
+            Outcome::Stall => core.guest().stands_still = true,
+            Outcome::Crash | Outcome::Exited(..) => {}
         }
         return;
     }
@@ -185,8 +206,16 @@ async fn run(job: &Job, events: &mpsc::UnboundedSender<Event>, core: &Arc<Core>)
             "flood" => flood_text(rest.parse().unwrap_or(0)),
             "exit" => return Outcome::Exited(rest.parse().unwrap_or(1), ExecEnd::Finished),
             "kill" => return Outcome::Exited(-1, ExecEnd::Killed { signal: rest.parse().unwrap_or(9) }),
+            "forge" => {
+                let data = b"of nobody\n".to_vec();
+                events
+                    .send(Event::Output { exec: ExecId(u32::MAX), stream: OutputStream::Stdout, data })
+                    .ok();
+                continue;
+            }
             "crash" => return Outcome::Crash,
             "panic" => return Outcome::Panic,
+            "stall" => return Outcome::Stall,
             "error" => {
                 output(OutputStream::Stderr, &format!("{rest}\n"));
                 continue;

@@ -14,12 +14,16 @@ use futures_util::future::{BoxFuture, ready};
 use podflare_wire::control::EndReason;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
 /// Bytes that a stream to a fake guest holds on their way.
 const STREAM_LEN: usize = 64 * 1024;
+
+/// What a fork of a running machine is said to have cost it.
+const PAUSE: Duration = Duration::from_millis(1);
 
 /// Makes fake machines.
 #[derive(Debug, Clone, Default)]
@@ -28,16 +32,50 @@ pub struct FakeVmm(Arc<World>);
 /// What all machines of one [`FakeVmm`] share.
 #[derive(Debug, Default)]
 struct World {
-    alive: AtomicU32,
+    alive: watch::Sender<u32>,
+    made: AtomicU32,
+    newest: Mutex<Weak<Core>>,
+    forks_to_die_in: AtomicU32,
+    renewal_time_ms: AtomicU32,
+    ending_time_ms: AtomicU32,
     renewals_to_refuse: AtomicU32,
     boots_to_fail: AtomicU32,
     thaws_to_die_of: AtomicU32,
+    renewals_to_stall_after: AtomicU32,
+    renewals_to_leave_pending: AtomicU32,
 }
 
 impl FakeVmm {
     /// Machines that have not ended.
     pub fn alive(&self) -> u32 {
-        self.0.alive.load(Ordering::SeqCst)
+        *self.0.alive.borrow()
+    }
+
+    /// Machines that were ever made.
+    pub fn made(&self) -> u32 {
+        self.0.made.load(Ordering::SeqCst)
+    }
+
+    /// The next so many machines end when they are to be forked.
+    pub fn die_in_forks(&self, count: u32) {
+        self.0.forks_to_die_in.store(count, Ordering::SeqCst);
+    }
+
+    /// Ends the machine that was made last.
+    pub fn kill_newest(&self) {
+        if let Some(core) = lock(&self.0.newest).upgrade() {
+            core.end(Ending::Killed { signal: 9 });
+        }
+    }
+
+    /// From now on every renewal takes so long.
+    pub fn set_renewal_time(&self, time: Duration) {
+        store_ms(&self.0.renewal_time_ms, time);
+    }
+
+    /// From now on something is left of every machine for so long after its end.
+    pub fn set_ending_time(&self, time: Duration) {
+        store_ms(&self.0.ending_time_ms, time);
     }
 
     /// The next so many renewals fail.
@@ -53,6 +91,28 @@ impl FakeVmm {
     /// The next so many machines end as soon as they run.
     pub fn die_of_thaws(&self, count: u32) {
         self.0.thaws_to_die_of.store(count, Ordering::SeqCst);
+    }
+
+    /// The REPLs of the next so many renewed guests are too busy to be renewed with them.
+    pub fn leave_renewals_pending(&self, count: u32) {
+        self.0.renewals_to_leave_pending.store(count, Ordering::SeqCst);
+    }
+
+    /// The next so many guests stand still as soon as they are renewed.
+    pub fn stall_after_renewals(&self, count: u32) {
+        self.0.renewals_to_stall_after.store(count, Ordering::SeqCst);
+    }
+}
+
+fn store_ms(place: &AtomicU32, time: Duration) {
+    place.store(u32::try_from(time.as_millis()).unwrap_or(u32::MAX), Ordering::SeqCst);
+}
+
+/// Takes as long as was stored there.
+async fn take_time(place: &AtomicU32) {
+    let time_ms = place.load(Ordering::SeqCst);
+    if time_ms > 0 {
+        tokio::time::sleep(Duration::from_millis(time_ms.into())).await;
     }
 }
 
@@ -73,6 +133,14 @@ impl Vmm for FakeVmm {
             });
         }
         Ok((Arc::new(machine), ready(Ok(())).boxed()))
+    }
+
+    fn none_left(&self) -> BoxFuture<'static, ()> {
+        let mut alive = self.0.alive.subscribe();
+        async move {
+            alive.wait_for(|alive| *alive == 0).await.ok();
+        }
+        .boxed()
     }
 }
 
@@ -103,18 +171,22 @@ struct Guest {
     variables: BTreeMap<String, String>,
     hostname: String,
     entropy: Vec<u8>,
+    stands_still: bool,
 }
 
 impl FakeMachine {
     fn new(world: Arc<World>, state: State, guest: Guest) -> FakeMachine {
-        world.alive.fetch_add(1, Ordering::SeqCst);
+        world.alive.send_modify(|alive| *alive += 1);
+        world.made.fetch_add(1, Ordering::SeqCst);
         let core = Core {
             world,
             state: watch::Sender::new(state),
             guest: Mutex::new(guest),
             connections: Mutex::default(),
         };
-        FakeMachine { core: Arc::new(core) }
+        let core = Arc::new(core);
+        *lock(&core.world.newest) = Arc::downgrade(&core);
+        FakeMachine { core }
     }
 }
 
@@ -145,7 +217,7 @@ impl Core {
             lives
         });
         if ended {
-            self.world.alive.fetch_sub(1, Ordering::SeqCst);
+            self.world.alive.send_modify(|alive| *alive -= 1);
             self.cut_connections();
         }
     }
@@ -171,12 +243,18 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Machine for FakeMachine {
     fn fork(&self) -> Result<Fork, VmmError> {
+        if World::takes(&self.core.world.forks_to_die_in) {
+            self.core.end(Ending::Killed { signal: 9 });
+        }
         if self.core.has_ended() {
             return Err(VmmError::Ended);
         }
         let guest = self.core.guest().clone();
         let copy = FakeMachine::new(self.core.world.clone(), State::Frozen, guest);
-        Ok(Fork { copy: Arc::new(copy), done: ready(Ok(ForkTimes::default())).boxed() })
+        let runs = *self.core.state.borrow() == State::Running;
+        let pause = if runs { PAUSE } else { Duration::ZERO };
+        let times = ForkTimes { pause, ..ForkTimes::default() };
+        Ok(Fork { copy: Arc::new(copy), done: ready(Ok(times)).boxed() })
     }
 
     fn thaw(&self) -> Pending<ThawTimes> {
@@ -228,7 +306,8 @@ impl Machine for FakeMachine {
 
     fn end(&self) -> BoxFuture<'static, ()> {
         self.core.end(Ending::AskedFor);
-        ready(()).boxed()
+        let world = self.core.world.clone();
+        async move { take_time(&world.ending_time_ms).await }.boxed()
     }
 }
 

@@ -13,7 +13,7 @@ use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 use tokio::io::unix::AsyncFd;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 
 /// Takes the answer to one command; dropped without a call when there will be none.
 type Answer = Box<dyn FnOnce(Reply, Vec<OwnedFd>) + Send>;
@@ -44,7 +44,7 @@ pub(super) struct Link {
 #[derive(Default)]
 struct Waiting {
     answers: VecDeque<Answer>,
-    closed: bool,
+    refusing: bool,
 }
 
 impl Link {
@@ -60,7 +60,7 @@ impl Link {
         answer: Answer,
     ) -> Result<(), VmmError> {
         let mut waiting = self.lock();
-        if waiting.closed {
+        if waiting.refusing {
             return Err(VmmError::Ended);
         }
         match self.channel.get_ref().send(&encode(command), descriptors) {
@@ -71,8 +71,13 @@ impl Link {
         Ok(())
     }
 
-    /// Hands out answers until the VMM parts.
-    pub(super) async fn serve(&self) -> Parting {
+    /// Takes no more commands; those that were sent are still answered.
+    pub(super) fn refuse(&self) {
+        self.lock().refusing = true;
+    }
+
+    /// Hands out answers until the VMM parts. The pidfd with which a copy introduces itself goes to `child`.
+    pub(super) async fn serve(&self, child: &mpsc::Sender<OwnedFd>) -> Parting {
         loop {
             let received = match self.channel.readable().await {
                 Ok(mut guard) => match guard.get_inner().receive(CONTROL_MESSAGE_LEN_MAX) {
@@ -84,7 +89,7 @@ impl Link {
                 },
                 Err(error) => return Parting::Broken { detail: error.to_string() },
             };
-            let (bytes, descriptors) = match received {
+            let (bytes, mut descriptors) = match received {
                 Ok(message) => message,
                 Err(ChannelError::Closed) => return Parting::Closed,
                 Err(error) => return Parting::Broken { detail: error.to_string() },
@@ -93,6 +98,12 @@ impl Link {
                 Ok(Message::Reply(reply)) => {
                     if !self.answer(reply, descriptors) {
                         return Parting::Broken { detail: "it answered without being asked".to_owned() };
+                    }
+                }
+                Ok(Message::Event(Event::Copied)) => {
+                    if let Some(pidfd) = descriptors.pop() {
+                        // Its source may have been faster.
+                        child.try_send(pidfd).ok();
                     }
                 }
                 Ok(Message::Event(Event::Ended { reason, console_tail })) => {
@@ -118,7 +129,7 @@ impl Link {
     pub(super) fn close(&self) {
         let answers = {
             let mut waiting = self.lock();
-            waiting.closed = true;
+            waiting.refusing = true;
             std::mem::take(&mut waiting.answers)
         };
         drop(answers);

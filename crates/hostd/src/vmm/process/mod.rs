@@ -8,6 +8,7 @@ mod child;
 mod layer;
 mod link;
 
+use crate::printable::printable;
 use crate::vmm::{
     BootSpec, Ending, Fork, ForkTimes, GuestStream, Machine, Pending, ThawTimes, Vmm, VmmError,
 };
@@ -27,7 +28,7 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::UnixStream;
-use tokio::sync::{Notify, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::timeout;
 
 /// How long a VMM that is to end may take to answer what it was asked before. A copy whose pidfd has
@@ -41,21 +42,31 @@ const EXIT_TIMEOUT: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct ProcessVmm {
     program: PathBuf,
-    state_dir: Arc<Path>,
+    home: Arc<Home>,
+}
+
+/// What all machines share.
+#[derive(Debug)]
+struct Home {
+    /// Where disk layers are made.
+    state_dir: PathBuf,
+    /// Machines whose processes have not been reaped.
+    machines: watch::Sender<usize>,
 }
 
 impl ProcessVmm {
     /// `program` is `podflare-vmm`; disk layers are made in `state_dir`, which must exist.
     pub fn new(program: PathBuf, state_dir: &Path) -> ProcessVmm {
-        ProcessVmm { program, state_dir: state_dir.into() }
+        ProcessVmm { program, home: Home::new(state_dir) }
     }
 
     fn start(&self) -> Result<ProcessMachine, VmmError> {
         let start = |source| VmmError::StartProcess { path: self.program.clone(), source };
         let (ours, theirs) = Channel::pair().map_err(channel_error)?;
+        let (machine, child) = ProcessMachine::new(ours, self.home.clone())?;
         // The environment stays here: it holds the API keys. A group of its own keeps a terminal's
         // Ctrl-C away from it, which is for hostd to act on.
-        let process = std::process::Command::new(&self.program)
+        let mut process = std::process::Command::new(&self.program)
             .arg("serve")
             .env_clear()
             .process_group(0)
@@ -64,9 +75,13 @@ impl ProcessVmm {
             .stderr(Stdio::inherit())
             .spawn()
             .map_err(start)?;
-        let pidfd = pidfd_open(Pid::from_child(&process), PidfdFlags::empty());
-        let (machine, child) = ProcessMachine::new(ours, self.state_dir.clone())?;
-        child.send(pidfd.map_err(|errno| start(errno.into()))?).ok();
+        match pidfd_open(Pid::from_child(&process), PidfdFlags::empty()) {
+            Ok(pidfd) => child.try_send(pidfd).ok(),
+            Err(errno) => {
+                process.kill().and_then(|()| process.wait()).map_err(start)?;
+                return Err(start(errno.into()));
+            }
+        };
         Ok(machine)
     }
 }
@@ -82,13 +97,28 @@ impl Vmm for ProcessVmm {
         if actual > limit {
             return Err(VmmError::RootfsTooLarge { path: boot.rootfs.clone(), actual, limit });
         }
-        let layer = layer::create(&self.state_dir)?;
+        let layer = layer::create(&self.home.state_dir)?;
         let machine = self.start()?;
         let descriptors = [kernel.as_fd(), initramfs.as_fd(), rootfs.as_fd(), layer.as_fd()];
         let booted = machine.ask(&Command::Boot(boot.config.clone()), &descriptors, |reply, _| {
             matches!(reply, Reply::Booted).then_some(())
         });
         Ok((Arc::new(machine), booted))
+    }
+
+    fn none_left(&self) -> BoxFuture<'static, ()> {
+        let mut machines = self.home.machines.subscribe();
+        async move {
+            // An error means that nobody can make a machine any more.
+            machines.wait_for(|machines| *machines == 0).await.ok();
+        }
+        .boxed()
+    }
+}
+
+impl Home {
+    fn new(state_dir: &Path) -> Arc<Home> {
+        Arc::new(Home { state_dir: state_dir.to_owned(), machines: watch::Sender::new(0) })
     }
 }
 
@@ -106,7 +136,7 @@ fn channel_error(error: ChannelError) -> VmmError {
 #[derive(Debug)]
 struct ProcessMachine {
     link: Arc<Link>,
-    state_dir: Arc<Path>,
+    home: Arc<Home>,
     stop: Arc<Notify>,
     life: watch::Receiver<Life>,
 }
@@ -120,17 +150,20 @@ enum Life {
 }
 
 impl ProcessMachine {
-    /// A machine behind a channel, whose process follows when it is known.
-    fn new(
-        channel: Channel,
-        state_dir: Arc<Path>,
-    ) -> Result<(ProcessMachine, oneshot::Sender<OwnedFd>), VmmError> {
+    /// A machine behind a channel, whose process follows when it is known, from whoever knows it first.
+    fn new(channel: Channel, home: Arc<Home>) -> Result<(ProcessMachine, mpsc::Sender<OwnedFd>), VmmError> {
         let link = Arc::new(Link::new(channel).map_err(VmmError::CreateChannel)?);
         let stop = Arc::new(Notify::new());
         let (life_sender, life) = watch::channel(Life::Alive);
-        let (child_sender, child) = oneshot::channel();
-        tokio::spawn(watch_over(link.clone(), child, stop.clone(), life_sender));
-        Ok((ProcessMachine { link, state_dir, stop, life }, child_sender))
+        let (introduce, child) = mpsc::channel(1);
+        home.machines.send_modify(|machines| *machines += 1);
+        let watch = watch_over(link.clone(), introduce.clone(), child, stop.clone(), life_sender);
+        let watched_from = home.clone();
+        tokio::spawn(async move {
+            watch.await;
+            watched_from.machines.send_modify(|machines| *machines -= 1);
+        });
+        Ok((ProcessMachine { link, home, stop, life }, introduce))
     }
 
     /// Sends a command; `take` picks the answer out of the right reply.
@@ -143,7 +176,7 @@ impl ProcessMachine {
         let (sender, receiver) = oneshot::channel();
         let answer = Box::new(move |reply, descriptors| {
             let answer = match reply {
-                Reply::Refused { reason } => Err(VmmError::Refused { reason }),
+                Reply::Refused { reason } => Err(VmmError::Refused { reason: printable(&reason) }),
                 reply => take(reply, descriptors).ok_or(VmmError::WrongReply),
             };
             // Whoever asked may have gone.
@@ -159,17 +192,19 @@ impl ProcessMachine {
 impl Machine for ProcessMachine {
     fn fork(&self) -> Result<Fork, VmmError> {
         let (ours, theirs) = Channel::pair().map_err(channel_error)?;
-        let layer = layer::create(&self.state_dir)?;
-        let (copy, child) = ProcessMachine::new(ours, self.state_dir.clone())?;
-        let done = self.ask(&Command::Fork, &[theirs.as_fd(), layer.as_fd()], |reply, mut descriptors| {
-            let Reply::Forked(times) = reply else { return None };
-            child.send(descriptors.pop()?).ok();
-            Some(ForkTimes {
-                pause: Duration::from_micros(times.pause_us),
-                save: Duration::from_micros(times.save_us),
-                fork: Duration::from_micros(times.fork_us),
-            })
-        });
+        let layer = layer::create(&self.home.state_dir)?;
+        let (copy, child) = ProcessMachine::new(ours, self.home.clone())?;
+        let done =
+            self.ask(&Command::Fork, &[theirs.as_fd(), layer.as_fd()], move |reply, mut descriptors| {
+                let Reply::Forked(times) = reply else { return None };
+                // The copy may have been faster.
+                child.try_send(descriptors.pop()?).ok();
+                Some(ForkTimes {
+                    pause: Duration::from_micros(times.pause_us),
+                    save: Duration::from_micros(times.save_us),
+                    fork: Duration::from_micros(times.fork_us),
+                })
+            });
         Ok(Fork { copy: Arc::new(copy), done })
     }
 
@@ -240,18 +275,21 @@ fn to_tokio(stream: std::os::unix::net::UnixStream) -> io::Result<UnixStream> {
 /// Serves a machine's channel until it ends or is to end, then sees its process out.
 async fn watch_over(
     link: Arc<Link>,
-    child: oneshot::Receiver<OwnedFd>,
+    introduce: mpsc::Sender<OwnedFd>,
+    mut child: mpsc::Receiver<OwnedFd>,
     stop: Arc<Notify>,
     life: watch::Sender<Life>,
 ) {
-    let parting = tokio::select! {
-        parting = link.serve() => Some(parting),
+    let (parting, pidfd) = tokio::select! {
+        parting = link.serve(&introduce) => (Some(parting), None),
         () = stop.notified() => {
-            serve_last_answers(&link).await;
-            None
+            link.refuse();
+            (None, serve_last_answers(&link, &introduce, &mut child).await)
         }
     };
     link.close();
+    // From now on only the source can make the process known.
+    drop(introduce);
     let known = match parting {
         Some(Parting::Told { reason, console_tail }) => Some(Ending::Told { reason, console_tail }),
         Some(Parting::Broken { detail }) => Some(Ending::Lost { detail }),
@@ -263,22 +301,35 @@ async fn watch_over(
         life.send_replace(Life::Ended(ending.clone()));
     }
     let may_exit_by_itself = known.is_none();
-    let seen = see_out(child, may_exit_by_itself).await;
+    let pidfd = match pidfd {
+        Some(pidfd) => Some(pidfd),
+        None => child.recv().await,
+    };
+    let seen = see_out(pidfd, may_exit_by_itself).await;
     life.send_replace(Life::Gone(known.unwrap_or_else(|| Arc::new(seen))));
 }
 
-async fn serve_last_answers(link: &Link) {
+/// Serves until everything has been answered and the process is known.
+async fn serve_last_answers(
+    link: &Link,
+    introduce: &mpsc::Sender<OwnedFd>,
+    child: &mut mpsc::Receiver<OwnedFd>,
+) -> Option<OwnedFd> {
+    let answers = async {
+        link.all_answered().await;
+        child.recv().await
+    };
     tokio::select! {
-        _ = link.serve() => {}
-        () = link.all_answered() => {}
-        () = tokio::time::sleep(LAST_ANSWERS_TIMEOUT) => {}
+        _ = link.serve(introduce) => None,
+        pidfd = answers => pidfd,
+        () = tokio::time::sleep(LAST_ANSWERS_TIMEOUT) => None,
     }
 }
 
 /// Ends and reaps the process.
-async fn see_out(child: oneshot::Receiver<OwnedFd>, may_exit_by_itself: bool) -> Ending {
+async fn see_out(pidfd: Option<OwnedFd>, may_exit_by_itself: bool) -> Ending {
     let lost = |detail: String| Ending::Lost { detail };
-    let Ok(pidfd) = child.await else { return lost("it was never made".to_owned()) };
+    let Some(pidfd) = pidfd else { return lost("it was never made".to_owned()) };
     let child = match Child::new(pidfd) {
         Ok(child) => child,
         Err(error) => {

@@ -2,29 +2,36 @@
 
 use super::child::tests::stand_in;
 use super::*;
-use podflare_wire::codec::{decode, encode};
+use crate::sandbox::copies;
+use podflare_wire::codec::{decode, encode, encode_frame};
 use podflare_wire::control::{EndReason, Event, Forked, Message, Thawed};
+use podflare_wire::guest;
 use podflare_wire::limits::CONTROL_MESSAGE_LEN_MAX;
 use std::io::{Read, Write};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-/// Answers every command as a VMM does; streams echo. Pids of copies go to `copies`.
+/// Answers every command as a VMM does; streams are an agent's that echoes. Pids of copies go to `copies`.
 fn serve(channel: Channel, copies: mpsc::Sender<u32>) {
+    serve_counting(channel, copies, Arc::default());
+}
+
+/// Counts the forks of this one machine, too.
+fn serve_counting(channel: Channel, copies: mpsc::Sender<u32>, forks: Arc<AtomicU32>) {
     std::thread::spawn(move || {
         while channel.wait_readable().is_ok() {
             let Ok((bytes, mut descriptors)) = channel.receive(CONTROL_MESSAGE_LEN_MAX) else { return };
             let (reply, pidfd) = match decode(&bytes).unwrap() {
                 Command::Fork => {
-                    let (pid, pidfd) = stand_in();
-                    copies.send(pid).unwrap();
-                    serve(Channel::from_fd(descriptors.remove(0)), copies.clone());
+                    forks.fetch_add(1, Ordering::SeqCst);
+                    let (pid, pidfd) = copy(descriptors.remove(0), &copies);
                     let times = Forked { pid, pause_us: 3_000, save_us: 1_000, fork_us: 2_000 };
                     (Reply::Forked(times), Some(pidfd))
                 }
                 Command::Thaw => (Reply::Thawed(Thawed { build_us: 1, restore_us: 2 }), None),
                 Command::Connect { .. } => {
-                    echo(descriptors.remove(0));
+                    greet_and_echo(descriptors.remove(0));
                     (Reply::Connecting, None)
                 }
                 Command::Inspect => {
@@ -43,13 +50,36 @@ fn serve(channel: Channel, copies: mpsc::Sender<u32>) {
     });
 }
 
-fn echo(stream: OwnedFd) {
+/// A copy that introduces itself and serves its channel.
+fn copy(channel: OwnedFd, copies: &mpsc::Sender<u32>) -> (u32, OwnedFd) {
+    let (pid, pidfd) = stand_in();
+    copies.send(pid).unwrap();
+    let channel = Channel::from_fd(channel);
+    // hostd may have let go of it already.
+    channel.send(&encode(&Message::Event(Event::Copied)), &[pidfd.as_fd()]).ok();
+    serve(channel, copies.clone());
+    (pid, pidfd)
+}
+
+/// What an agent says when everything goes well.
+fn greeting() -> Vec<u8> {
+    let hello = guest::Event::Hello { protocol: guest::PROTOCOL };
+    let renewed = guest::Event::Renewed { repl: guest::ReplRenewal::Done };
+    [encode_frame(&hello), encode_frame(&renewed)].concat()
+}
+
+fn greet_and_echo(stream: OwnedFd) {
     std::thread::spawn(move || {
         let mut stream = std::os::unix::net::UnixStream::from(stream);
         stream.set_nonblocking(false).unwrap();
+        if stream.write_all(&greeting()).is_err() {
+            return;
+        }
         let mut bytes = [0; 16];
         while let Ok(len @ 1..) = stream.read(&mut bytes) {
-            stream.write_all(&bytes[..len]).unwrap();
+            if stream.write_all(&bytes[..len]).is_err() {
+                return;
+            }
         }
     });
 }
@@ -62,13 +92,17 @@ struct Fixture {
 }
 
 fn fixture() -> Fixture {
+    fixture_served_by(serve)
+}
+
+fn fixture_served_by(serve: impl FnOnce(Channel, mpsc::Sender<u32>)) -> Fixture {
     let state_dir = tempfile::tempdir().unwrap();
     let (ours, theirs) = Channel::pair().unwrap();
     let (sender, copies) = mpsc::channel();
     serve(theirs, sender);
-    let (machine, child) = ProcessMachine::new(ours, state_dir.path().into()).unwrap();
+    let (machine, child) = ProcessMachine::new(ours, Home::new(state_dir.path())).unwrap();
     let (pid, pidfd) = stand_in();
-    child.send(pidfd).unwrap();
+    child.try_send(pidfd).unwrap();
     Fixture { machine, copies, pid, _state_dir: state_dir }
 }
 
@@ -97,9 +131,9 @@ async fn commands_to_a_copy_are_sent_before_it_exists_and_all_answered() {
     assert_eq!(twin.done.await.unwrap().pause, Duration::from_millis(3));
     assert_eq!(child.done.await.unwrap().fork, Duration::from_millis(2));
     assert_eq!(thawed.await.unwrap().restore, Duration::from_micros(2));
-    let mut bytes = [0; 16];
+    let mut bytes = vec![0; greeting().len() + 16];
     stream.read_exact(&mut bytes).await.unwrap();
-    assert_eq!(&bytes, b"before it exists");
+    assert!(bytes.ends_with(b"before it exists"));
 }
 
 #[tokio::test]
@@ -117,6 +151,18 @@ async fn ending_a_machine_kills_and_reaps_its_process() {
 }
 
 #[tokio::test]
+async fn however_many_copies_are_made_their_source_is_forked_once() {
+    let forks = Arc::new(AtomicU32::new(0));
+    let counted = forks.clone();
+    let fixture = fixture_served_by(move |channel, copies| serve_counting(channel, copies, counted));
+    let (copies, times) = copies::copy(&fixture.machine, 5, copies::FORK_LIMITS).await.unwrap();
+    assert_eq!((copies.len(), fixture.copies.iter().take(5).count()), (5, 5));
+    assert_eq!(forks.load(Ordering::SeqCst), 1);
+    let timing: Vec<_> = times.record(crate::phases::Phases::default()).iter().copied().collect();
+    assert!(timing.contains(&("pause", Duration::from_millis(3))), "{timing:?}");
+}
+
+#[tokio::test]
 async fn copies_nobody_waits_for_are_reaped() {
     let Fixture { machine, copies, pid, _state_dir } = fixture();
     drop(machine.fork().unwrap());
@@ -126,6 +172,42 @@ async fn copies_nobody_waits_for_are_reaped() {
     for _ in 0..2 {
         wait_until_gone(copies.recv().unwrap()).await;
     }
+}
+
+#[tokio::test]
+async fn a_copy_whose_source_dies_before_it_answers_is_reaped() {
+    let fixture = fixture_served_by(|channel, copies| {
+        std::thread::spawn(move || {
+            channel.wait_readable().unwrap();
+            let (_fork, mut descriptors) = channel.receive(CONTROL_MESSAGE_LEN_MAX).unwrap();
+            copy(descriptors.remove(0), &copies);
+        });
+    });
+    let fork = fixture.machine.fork().unwrap();
+    assert!(matches!(fork.done.await, Err(VmmError::Ended)));
+    let copy_pid = fixture.copies.recv().unwrap();
+    assert!(fork.copy.thaw().await.is_ok(), "the copy lives");
+    drop(fork.copy);
+    wait_until_gone(copy_pid).await;
+}
+
+#[tokio::test]
+async fn a_machine_that_is_to_end_takes_no_more_commands() {
+    let (ours, theirs) = Channel::pair().unwrap();
+    let state_dir = tempfile::tempdir().unwrap();
+    let (machine, child) = ProcessMachine::new(ours, Home::new(state_dir.path())).unwrap();
+    let thawed = machine.thaw();
+    let ended = machine.end();
+    let refused = async {
+        while !matches!(machine.thaw().now_or_never(), Some(Err(VmmError::Ended))) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    timeout(Duration::from_secs(20), refused).await.unwrap();
+    serve(theirs, mpsc::channel().0);
+    child.try_send(stand_in().1).unwrap();
+    assert!(thawed.await.is_ok(), "what was asked before is answered");
+    ended.await;
 }
 
 #[tokio::test]

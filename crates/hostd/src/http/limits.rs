@@ -1,0 +1,29 @@
+//! Every bound on what clients may do to the HTTP server itself, in one place.
+
+use podflare_wire::limits::CODE_LEN_MAX;
+use std::time::Duration;
+
+/// Connections at once; more wait to be accepted.
+pub(super) const CONNECTIONS_MAX: usize = 4096;
+
+/// How long a client may take for the head of a request, and how long a connection may lie idle.
+pub(super) const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How long nothing may come of a request's body.
+pub(super) const BODY_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long a peer may say nothing at all before it is asked whether it is there, and the time between two
+/// questions. After `KEEPALIVE_PROBES` without an answer its connection is cut.
+pub(super) const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
+pub(super) const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
+pub(super) const KEEPALIVE_PROBES: u32 = 4;
+
+/// The longest body of most requests, in bytes.
+pub(super) const BODY_LEN_MAX: usize = 64 * 1024;
+
+/// The longest body of an execution: its code, with room for what JSON must escape.
+pub(super) const EXEC_BODY_LEN_MAX: usize = 2 * CODE_LEN_MAX;
+
+/// Bodies over `BODY_LEN_MAX`, or of unknown length, that are in memory at once, and how long one more waits.
+pub(crate) const LONG_BODIES_MAX: usize = 8;
+pub(super) const LONG_BODY_TURN_TIMEOUT: Duration = Duration::from_secs(8);
