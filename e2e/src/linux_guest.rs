@@ -1,8 +1,9 @@
 //! A stock distribution kernel with the real agent, as the image builder makes it.
 
+use crate::agent::Agent;
 use crate::place;
 use crate::vmm::{Boot, Vmm};
-use podflare_wire::control::BootConfig;
+use podflare_wire::control::{BootConfig, PageRun};
 use std::fs::File;
 
 const COMMAND_LINE: &str = "console=ttyS0 reboot=t panic=-1 quiet rdinit=/init";
@@ -28,4 +29,12 @@ pub fn boot(vcpus: u8, memory_mib: u32, huge_pages: bool) -> Vmm {
         },
     });
     vmm
+}
+
+/// The pages that a copy of this frozen guest touches until it has run Python.
+pub fn hot_pages(template: &Vmm) -> Vec<PageRun> {
+    let (trial, _) = template.fork();
+    trial.thaw_recording();
+    Agent::connect(&trial, 0).python("print(1)");
+    trial.hot_pages()
 }

@@ -3,7 +3,9 @@
 use crate::place;
 use podflare_channel::{Channel, ChannelError};
 use podflare_wire::codec;
-use podflare_wire::control::{BootConfig, Command, Event, Forked, Inspection, Message, Reply, Thawed};
+use podflare_wire::control::{
+    BootConfig, Command, Event, Forked, Inspection, Message, PageRun, Reply, Thawed,
+};
 use podflare_wire::limits::CONTROL_MESSAGE_LEN_MAX;
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
@@ -73,6 +75,27 @@ impl Vmm {
             Reply::Thawed(thawed) => thawed,
             other => panic!("{other:?}"),
         }
+    }
+
+    /// Makes it run and note which pages are touched.
+    pub fn thaw_recording(&self) -> Thawed {
+        match self.ask(&Command::ThawRecording, &[]).0 {
+            Reply::Thawed(thawed) => thawed,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// What has been touched since then.
+    pub fn hot_pages(&self) -> Vec<PageRun> {
+        match self.ask(&Command::ReadHotPages, &[]).0 {
+            Reply::HotPages(runs) => runs,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Makes each copy of this frozen machine bring these pages in before it runs.
+    pub fn set_hot_pages(&self, runs: Vec<PageRun>) {
+        assert_eq!(self.ask(&Command::SetHotPages(runs), &[]).0, Reply::HotPagesSet);
     }
 
     pub fn freeze(&self) {

@@ -3,7 +3,7 @@
 use podflare_e2e::agent::Agent;
 use podflare_e2e::linux_guest;
 use podflare_e2e::vmm::Vmm;
-use podflare_wire::control::{EndReason, Event};
+use podflare_wire::control::{Command, EndReason, Event, PageRun};
 
 fn boot_linux(vcpus: u8) -> Vmm {
     linux_guest::boot(vcpus, 512, true)
@@ -11,8 +11,40 @@ fn boot_linux(vcpus: u8) -> Vmm {
 
 #[test]
 fn ten_generations_keep_memory_and_disk() {
-    let mut vmm = boot_linux(2);
-    let mut agent = Agent::connect(&vmm, 0);
+    let vmm = boot_linux(2);
+    let agent = Agent::connect(&vmm, 0);
+    ten_generations(vmm, agent);
+}
+
+#[test]
+fn ten_generations_whose_hot_pages_are_brought_in_keep_memory_and_disk() {
+    let template = boot_linux(2);
+    Agent::connect(&template, 0).python("print(1)");
+    template.freeze();
+    let runs = linux_guest::hot_pages(&template);
+    assert!(runs.iter().any(|run| run.written) && runs.iter().any(|run| !run.written));
+    template.set_hot_pages(runs);
+    let (first, _) = template.fork();
+    let agent = Agent::connect_and_thaw(&first, 1);
+    ten_generations(first, agent);
+}
+
+#[test]
+fn a_recording_machine_is_not_copied() {
+    let template = boot_linux(1);
+    Agent::connect(&template, 0);
+    template.freeze();
+    let (trial, _) = template.fork();
+    trial.thaw_recording();
+    assert_eq!(Agent::connect(&trial, 1).python("print(6 * 7)"), "42\n");
+    for command in [Command::Fork, Command::Freeze] {
+        assert!(trial.refusal(&command).contains("recording"));
+    }
+    let outside = PageRun { first: 1 << 40, count: 1, written: true };
+    assert!(template.refusal(&Command::SetHotPages(vec![outside])).contains("not memory"));
+}
+
+fn ten_generations(mut vmm: Vmm, mut agent: Agent) {
     agent.python("import hashlib, os\nmemory = bytearray(os.urandom(1 << 20))");
     for generation in 1..=10_u8 {
         // Some of it old, some new; what is on the disk is partly still in the guest's page cache.

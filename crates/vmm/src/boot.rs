@@ -3,6 +3,7 @@
 use crate::acpi::{self, AcpiError};
 use crate::devices::Devices;
 use crate::devices::virtio::block::disk::{Disk, DiskError};
+use crate::hot_pages::HotPages;
 use crate::kernel::{self, KernelError};
 use crate::kvm::vm::{KvmError, Platform, Vm};
 use crate::machine::{Body, Running, StartError};
@@ -74,7 +75,14 @@ pub(crate) fn boot(
         kernel::load(&memory, &mut files.kernel, &mut files.initramfs, &config.command_line, acpi_root)?;
     enter(&vm, &memory, entry)?;
     let devices = Arc::new(Devices::new(&memory, disk));
-    let body = Body { platform, memory, devices, vcpus: config.vcpus, memory_mib: config.memory_mib };
+    let body = Body {
+        platform,
+        memory,
+        devices,
+        vcpus: config.vcpus,
+        memory_mib: config.memory_mib,
+        hot_pages: HotPages::default(),
+    };
     Running::start(body, vm, control).map_err(|(_, error)| error.into())
 }
 

@@ -5,7 +5,7 @@ use crate::boot::{BootFiles, boot};
 use crate::devices::virtio::block::disk::DiskError;
 use crate::error::chain;
 use crate::kvm::vcpu::install_stop_signal;
-use crate::machine::{Copied, ForkTimes, Forked, Frozen, FrozenForked, PauseError, Running, Wake};
+use crate::machine::{Copied, ForkTimes, Forked, Frozen, FrozenForked, PauseError, Running, ThawError, Wake};
 use podflare_channel::{Channel, ChannelError};
 use podflare_wire::codec;
 use podflare_wire::control::{self, Command, EndReason, Event, Message, Reply};
@@ -125,7 +125,7 @@ fn carry_out(phase: Phase, command: Command, descriptors: Vec<OwnedFd>, channel:
     match phase {
         Phase::Empty => when_empty(command, descriptors, channel),
         Phase::Running(running) => when_running(running, &command, descriptors),
-        Phase::Frozen(frozen) => when_frozen(frozen, &command, descriptors, channel),
+        Phase::Frozen(frozen) => when_frozen(frozen, command, descriptors, channel),
     }
 }
 
@@ -145,6 +145,9 @@ fn when_empty(command: Command, descriptors: Vec<OwnedFd>, channel: &Channel) ->
 
 fn when_running(running: Box<Running>, command: &Command, descriptors: Vec<OwnedFd>) -> Next {
     match command {
+        Command::Fork | Command::Freeze if running.recorded_pages().is_some() => {
+            refuse(Phase::Running(running), "a recording machine can be neither forked nor frozen")
+        }
         Command::Fork => match copy_descriptors(descriptors) {
             Ok((own, layer)) => fork_running(*running, own, layer),
             Err(reason) => refuse(Phase::Running(running), reason),
@@ -172,27 +175,38 @@ fn when_running(running: Box<Running>, command: &Command, descriptors: Vec<Owned
             let tail = running.console_tail();
             Next::Reply(Phase::Running(running), Reply::Console { tail }, None)
         }
-        Command::Boot(_) | Command::Thaw => refuse(Phase::Running(running), "the machine runs already"),
+        Command::ReadHotPages => match running.recorded_pages() {
+            Some(runs) => Next::Reply(Phase::Running(running), Reply::HotPages(runs), None),
+            None => refuse(Phase::Running(running), "the machine does not record"),
+        },
+        Command::Boot(_) | Command::Thaw | Command::ThawRecording | Command::SetHotPages(_) => {
+            refuse(Phase::Running(running), "the machine runs already")
+        }
     }
 }
 
-fn when_frozen(frozen: Box<Frozen>, command: &Command, descriptors: Vec<OwnedFd>, channel: &Channel) -> Next {
+fn when_frozen(
+    mut frozen: Box<Frozen>,
+    command: Command,
+    descriptors: Vec<OwnedFd>,
+    channel: &Channel,
+) -> Next {
     match command {
         Command::Fork => match copy_descriptors(descriptors) {
             Ok((own, layer)) => fork_frozen(*frozen, own, layer),
             Err(reason) => refuse(Phase::Frozen(frozen), reason),
         },
-        Command::Thaw => match frozen.thaw(channel.as_fd()) {
-            Ok((running, thawed)) => {
-                Next::Reply(Phase::Running(Box::new(running)), Reply::Thawed(thawed), None)
-            }
-            Err((frozen, error)) => refuse(Phase::Frozen(frozen), &chain(&error)),
+        Command::Thaw => thawed(frozen.thaw(channel.as_fd())),
+        Command::ThawRecording => thawed(frozen.thaw_recording(channel.as_fd())),
+        Command::SetHotPages(runs) => match frozen.set_hot_pages(runs) {
+            Ok(()) => Next::Reply(Phase::Frozen(frozen), Reply::HotPagesSet, None),
+            Err(error) => refuse(Phase::Frozen(frozen), &chain(&error)),
         },
         Command::Connect { port } => {
             let Ok([stream]) = <[OwnedFd; 1]>::try_from(descriptors) else {
                 return refuse(Phase::Frozen(frozen), "a connection needs one stream");
             };
-            match frozen.connect(*port, stream) {
+            match frozen.connect(port, stream) {
                 Ok(()) => Next::Reply(Phase::Frozen(frozen), Reply::Connecting, None),
                 Err(error) => refuse(Phase::Frozen(frozen), &chain(&error)),
             }
@@ -205,7 +219,16 @@ fn when_frozen(frozen: Box<Frozen>, command: &Command, descriptors: Vec<OwnedFd>
             let tail = frozen.console_tail();
             Next::Reply(Phase::Frozen(frozen), Reply::Console { tail }, None)
         }
-        Command::Boot(_) | Command::Freeze => refuse(Phase::Frozen(frozen), "the machine is frozen already"),
+        Command::Boot(_) | Command::Freeze | Command::ReadHotPages => {
+            refuse(Phase::Frozen(frozen), "the machine is frozen already")
+        }
+    }
+}
+
+fn thawed(result: Result<(Running, control::Thawed), (Box<Frozen>, ThawError)>) -> Next {
+    match result {
+        Ok((running, thawed)) => Next::Reply(Phase::Running(Box::new(running)), Reply::Thawed(thawed), None),
+        Err((frozen, error)) => refuse(Phase::Frozen(frozen), &chain(&error)),
     }
 }
 

@@ -13,6 +13,9 @@ mod boot;
 mod copy;
 mod error;
 
+/// The pages that a guest touches first, recorded once and brought in before each copy runs.
+mod hot_pages;
+
 mod acpi;
 mod kernel;
 mod layout;

@@ -15,11 +15,13 @@ use crate::copy::{CopyError, Side, copy_process};
 use crate::devices::Devices;
 use crate::devices::virtio::block::disk::DiskError;
 use crate::devices::virtio::vsock::{ConnectError, host_port_of};
+use crate::hot_pages::recorder::{RecordError, Recorder};
+use crate::hot_pages::{HotPages, HotPagesError};
 use crate::kvm::state::{MachineState, StateError, restore, save};
 use crate::kvm::vcpu::{Stop, VcpuThread};
 use crate::kvm::vm::{InterruptLines, KvmError, Platform, Vm};
 use crate::memory::GuestMemory;
-use podflare_wire::control::{EndReason, Inspection, Thawed};
+use podflare_wire::control::{EndReason, Inspection, PageRun, Thawed};
 use rustix::process::Pid;
 use std::fs::File;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
@@ -36,6 +38,8 @@ pub(crate) struct Body {
     pub(crate) devices: Arc<Devices>,
     pub(crate) vcpus: u8,
     pub(crate) memory_mib: u32,
+    /// What each copy gets before it runs.
+    pub(crate) hot_pages: HotPages,
 }
 
 #[derive(Debug)]
@@ -46,6 +50,7 @@ pub(crate) struct Running {
     threads: Vec<VcpuThread>,
     poller: Arc<Epoll>,
     ended: EventFd,
+    recorder: Option<Recorder>,
 }
 
 #[derive(Debug)]
@@ -64,6 +69,8 @@ pub(crate) enum StartError {
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ThawError {
+    #[error("Could not record which pages are touched")]
+    Record(#[from] RecordError),
     #[error("Could not make the virtual machine")]
     Build(#[from] KvmError),
     #[error("Could not give the virtual machine its state")]
@@ -124,21 +131,25 @@ const WAKE_VCPU_ENDED: u64 = 2;
 
 impl Running {
     /// Starts the vCPUs of a machine whose KVM side is complete. `control` is watched from now on.
-    pub(crate) fn start(body: Body, vm: Vm, control: BorrowedFd<'_>) -> Result<Running, (Body, StartError)> {
+    pub(crate) fn start(
+        body: Body,
+        vm: Vm,
+        control: BorrowedFd<'_>,
+    ) -> Result<Running, (Box<Body>, StartError)> {
         let (poller, ended) = match event_descriptors(control) {
             Ok(descriptors) => descriptors,
-            Err(error) => return Err((body, StartError::Descriptors(error))),
+            Err(error) => return Err((Box::new(body), StartError::Descriptors(error))),
         };
         let Vm { fd, vcpus } = vm;
         let lines = Arc::new(InterruptLines::of(fd.clone()));
-        let mut running = Running { body, vm: fd, lines, threads: Vec::new(), poller, ended };
+        let mut running = Running { body, vm: fd, lines, threads: Vec::new(), poller, ended, recorder: None };
         running.body.devices.set_poller(Some(running.poller.clone()));
         for gsi in running.body.devices.serve_all_queues() {
             running.lines.raise(gsi);
         }
         match running.start_threads(vcpus) {
             Ok(()) => Ok(running),
-            Err(error) => Err((running.abandon(), error)),
+            Err(error) => Err((Box::new(running.abandon()), error)),
         }
     }
 
@@ -199,6 +210,11 @@ impl Running {
 
     pub(crate) fn inspect(&self) -> Inspection {
         self.body.inspect(true)
+    }
+
+    /// What has been touched since a recording thaw.
+    pub(crate) fn recorded_pages(&self) -> Option<Vec<PageRun>> {
+        self.recorder.as_ref().map(Recorder::pages)
     }
 
     fn raise(&self, gsi: Option<u32>) {
@@ -272,11 +288,35 @@ impl Running {
 }
 
 impl Frozen {
+    /// Makes the machine run and notes which pages are touched. It can be neither forked nor frozen then.
+    pub(crate) fn thaw_recording(
+        mut self,
+        control: BorrowedFd<'_>,
+    ) -> Result<(Running, Thawed), (Box<Frozen>, ThawError)> {
+        let recorder = match Recorder::start(&self.body.memory) {
+            Ok(recorder) => recorder,
+            Err(error) => return Err((Box::new(self), error.into())),
+        };
+        // What is brought in unasked would count as touched.
+        self.body.hot_pages = HotPages::default();
+        let (mut running, thawed) = self.thaw_with(control, Platform::build_without_workers)?;
+        running.recorder = Some(recorder);
+        Ok((running, thawed))
+    }
+
     /// Makes the machine run: a new KVM VM over the same memory. The mirror of `boot`.
     pub(crate) fn thaw(self, control: BorrowedFd<'_>) -> Result<(Running, Thawed), (Box<Frozen>, ThawError)> {
+        self.thaw_with(control, Platform::build)
+    }
+
+    fn thaw_with(
+        self,
+        control: BorrowedFd<'_>,
+        build: impl FnOnce(&Platform, &GuestMemory, u8) -> Result<Vm, KvmError>,
+    ) -> Result<(Running, Thawed), (Box<Frozen>, ThawError)> {
         let building = Instant::now();
         let Frozen { body, state } = self;
-        let vm = match body.platform.build(&body.memory, body.vcpus) {
+        let vm = match build(&body.platform, &body.memory, body.vcpus) {
             Ok(vm) => vm,
             Err(error) => return Err((Box::new(Frozen { body, state }), error.into())),
         };
@@ -285,9 +325,14 @@ impl Frozen {
         if let Err(error) = restore(&vm, &state, body.platform.reset_msrs()) {
             return Err((Box::new(Frozen { body, state }), error.into()));
         }
+        let prefaulting = Instant::now();
+        if let Some(vcpu) = vm.vcpus.first() {
+            body.hot_pages.bring_in(&body.memory, vcpu);
+        }
+        let prefault_us = micros(prefaulting);
         match Running::start(body, vm, control) {
-            Ok(running) => Ok((running, Thawed { build_us, restore_us: micros(restoring) })),
-            Err((body, error)) => Err((Box::new(Frozen { body, state }), error.into())),
+            Ok(running) => Ok((running, Thawed { build_us, restore_us: micros(restoring), prefault_us })),
+            Err((body, error)) => Err((Box::new(Frozen { body: *body, state }), error.into())),
         }
     }
 
@@ -301,6 +346,12 @@ impl Frozen {
             }
             Err(error) => FrozenForked::Source { frozen: self, result: Err(error) },
         }
+    }
+
+    /// From now on each copy brings these pages in before it runs.
+    pub(crate) fn set_hot_pages(&mut self, runs: Vec<PageRun>) -> Result<(), HotPagesError> {
+        self.body.hot_pages = HotPages::within(&self.body.memory, runs)?;
+        Ok(())
     }
 
     /// The connection is made when the machine runs.

@@ -28,6 +28,14 @@ pub(crate) fn map(mib: u32, huge_pages: bool) -> Result<GuestMemory, MemoryError
     Ok(memory)
 }
 
+/// Gives this process pages of its own for a range that will be written. What fails is left to the first write.
+pub(crate) fn populate_for_writing(memory: &GuestMemory, address: GuestAddress, len: u64) {
+    let len = usize::try_from(len).unwrap_or(usize::MAX);
+    let Ok(slice) = memory.get_slice(address, len) else { return };
+    // SAFETY: the range is a live mapping; populating it changes no content.
+    unsafe { madvise(slice.ptr_guard_mut().as_ptr().cast(), len, Advice::LinuxPopulateWrite) }.ok();
+}
+
 /// RAM below the hole for devices, and what is left of it from 4 GiB on.
 fn ranges(mib: u32) -> Vec<(GuestAddress, usize)> {
     let len = u64::from(mib) << 20;

@@ -29,6 +29,14 @@ pub enum Command {
     Fork,
     /// Makes a frozen microVM run. Everything that was connected to it before the fork is reset.
     Thaw,
+    /// Like `Thaw`, but slowly: it notes which pages of memory the guest touches, for `ReadHotPages`. The
+    /// microVM can be neither forked nor frozen any more.
+    ThawRecording,
+    /// Asks a recording microVM which pages have been touched since its thaw.
+    ReadHotPages,
+    /// Gives a frozen microVM the pages that its copies touch first. From now on each copy gets them all
+    /// before it runs, instead of one page fault after the other.
+    SetHotPages(Vec<PageRun>),
     /// Stops a running microVM for good until `Thaw`; only memory and state stay.
     Freeze,
     /// Connects a stream to a vsock port of the guest, as soon as it runs. Descriptor: the stream's
@@ -56,6 +64,16 @@ pub struct BootConfig {
     pub huge_pages: bool,
 }
 
+/// Pages of guest memory that follow each other, all written or all only read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PageRun {
+    /// The first page's guest-physical address over 4,096.
+    pub first: u64,
+    /// Pages, at least 1.
+    pub count: u32,
+    pub written: bool,
+}
+
 /// What a VMM sends.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Message {
@@ -78,6 +96,9 @@ pub enum Reply {
     Console {
         tail: Vec<u8>,
     },
+    /// At most `limits::HOT_PAGE_RUNS_MAX`, by address.
+    HotPages(Vec<PageRun>),
+    HotPagesSet,
     /// The command was not carried out and nothing has changed.
     Refused {
         reason: String,
@@ -103,6 +124,8 @@ pub struct Thawed {
     pub build_us: u64,
     /// Setting its state and starting its vCPUs.
     pub restore_us: u64,
+    /// The part of `restore_us` that brought in the hot pages.
+    pub prefault_us: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -3,8 +3,10 @@
 use super::cpuid;
 use crate::layout;
 use crate::memory::GuestMemory;
-use kvm_bindings::kvm_userspace_memory_region;
-use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, KVM_MAX_MSR_ENTRIES, Msrs, kvm_msr_entry};
+use kvm_bindings::{
+    CpuId, KVM_CAP_X86_DISABLE_EXITS, KVM_MAX_CPUID_ENTRIES, KVM_MAX_MSR_ENTRIES, KVM_X86_DISABLE_EXITS_HLT,
+    Msrs, kvm_enable_cap, kvm_msr_entry, kvm_userspace_memory_region,
+};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
@@ -57,7 +59,23 @@ impl Platform {
 
     /// A new virtual machine over this memory, its vCPUs in their reset state.
     pub(crate) fn build(&self, memory: &GuestMemory, vcpus: u8) -> Result<Vm, KvmError> {
+        self.complete(self.kvm.create_vm().map_err(KvmError::CreateVm)?, memory, vcpus)
+    }
+
+    /// One whose vCPUs wait for each page themselves. KVM would otherwise leave the waiting to a worker,
+    /// which asks for every page as if it wrote it. It does so only where it sees the guest halt.
+    pub(crate) fn build_without_workers(&self, memory: &GuestMemory, vcpus: u8) -> Result<Vm, KvmError> {
         let fd = self.kvm.create_vm().map_err(KvmError::CreateVm)?;
+        let halt_unseen = kvm_enable_cap {
+            cap: KVM_CAP_X86_DISABLE_EXITS,
+            args: [KVM_X86_DISABLE_EXITS_HLT.into(), 0, 0, 0],
+            ..Default::default()
+        };
+        fd.enable_cap(&halt_unseen).map_err(KvmError::CreateVm)?;
+        self.complete(fd, memory, vcpus)
+    }
+
+    fn complete(&self, fd: VmFd, memory: &GuestMemory, vcpus: u8) -> Result<Vm, KvmError> {
         fd.set_tss_address(layout::KVM_TSS).map_err(KvmError::CreateVm)?;
         // Memory goes in before the interrupt chips: after them each region costs milliseconds.
         set_memory(&fd, memory)?;

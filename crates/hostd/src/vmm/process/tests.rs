@@ -29,7 +29,7 @@ fn serve_counting(channel: Channel, copies: mpsc::Sender<u32>, forks: Arc<Atomic
                     let times = Forked { pid, pause_us: 3_000, save_us: 1_000, fork_us: 2_000 };
                     (Reply::Forked(times), Some(pidfd))
                 }
-                Command::Thaw => (Reply::Thawed(Thawed { build_us: 1, restore_us: 2 }), None),
+                Command::Thaw => (Reply::Thawed(Thawed { build_us: 1, restore_us: 2, prefault_us: 0 }), None),
                 Command::Connect { .. } => {
                     greet_and_echo(descriptors.remove(0));
                     (Reply::Connecting, None)
