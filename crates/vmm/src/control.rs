@@ -103,20 +103,23 @@ fn wait(phase: &Phase, channel: &Channel) -> Result<Wait, ServeError> {
     }
 }
 
-/// Serves connections until a command waits, or a vCPU has ended: then it returns true.
+/// Serves connections and queues until a command waits, or a vCPU has ended: then it returns true.
 fn wait_running(running: &Running) -> Result<bool, ServeError> {
     loop {
         let wakes = running.wait().map_err(ServeError::Wait)?;
-        for wake in &wakes {
-            if let Wake::Connection { host_port, events } = *wake {
-                running.host_ready(host_port, events);
-            }
+        // Before anything that the guest can keep busy. What else there is stays signalled.
+        if wakes.contains(&Wake::Control) {
+            return Ok(false);
         }
         if wakes.contains(&Wake::VcpuEnded) {
             return Ok(true);
         }
-        if wakes.contains(&Wake::Control) {
-            return Ok(false);
+        for wake in wakes {
+            match wake {
+                Wake::Connection { host_port, events } => running.host_ready(host_port, events),
+                Wake::Round => running.serve_all_queues(),
+                Wake::Control | Wake::VcpuEnded => {}
+            }
         }
     }
 }

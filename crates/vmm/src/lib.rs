@@ -24,6 +24,7 @@ mod memory;
 
 mod devices;
 mod kvm;
+mod signals;
 
 /// The tiny guest that tells whether this machine's KVM works.
 pub mod probe;

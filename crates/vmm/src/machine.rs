@@ -21,6 +21,7 @@ use crate::kvm::state::{MachineState, StateError, restore, save};
 use crate::kvm::vcpu::{Stop, VcpuThread};
 use crate::kvm::vm::{InterruptLines, KvmError, Platform, Vm};
 use crate::memory::GuestMemory;
+use crate::signals::Signals;
 use podflare_wire::control::{EndReason, Inspection, PageRun, Thawed};
 use rustix::process::Pid;
 use std::fs::File;
@@ -28,7 +29,6 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
-use vmm_sys_util::eventfd::EventFd;
 
 /// What a fork copies: everything but KVM's descriptors and threads.
 #[derive(Debug)]
@@ -46,10 +46,9 @@ pub(crate) struct Body {
 pub(crate) struct Running {
     body: Body,
     vm: Arc<kvm_ioctls::VmFd>,
-    lines: Arc<InterruptLines>,
+    signals: Arc<Signals>,
     threads: Vec<VcpuThread>,
     poller: Arc<Epoll>,
-    ended: EventFd,
     recorder: Option<Recorder>,
 }
 
@@ -95,6 +94,7 @@ pub(crate) enum PauseError {
 pub(crate) enum Wake {
     Control,
     VcpuEnded,
+    Round,
     Connection { host_port: u32, events: EventSet },
 }
 
@@ -128,6 +128,7 @@ pub(crate) struct ForkTimes {
 /// Below the tokens of connections.
 const WAKE_CONTROL: u64 = 1;
 const WAKE_VCPU_ENDED: u64 = 2;
+const WAKE_ROUND: u64 = 3;
 
 impl Running {
     /// Starts the vCPUs of a machine whose KVM side is complete. `control` is watched from now on.
@@ -136,17 +137,14 @@ impl Running {
         vm: Vm,
         control: BorrowedFd<'_>,
     ) -> Result<Running, (Box<Body>, StartError)> {
-        let (poller, ended) = match event_descriptors(control) {
+        let Vm { fd, vcpus } = vm;
+        let (poller, signals) = match event_descriptors(control, InterruptLines::of(fd.clone())) {
             Ok(descriptors) => descriptors,
             Err(error) => return Err((Box::new(body), StartError::Descriptors(error))),
         };
-        let Vm { fd, vcpus } = vm;
-        let lines = Arc::new(InterruptLines::of(fd.clone()));
-        let mut running = Running { body, vm: fd, lines, threads: Vec::new(), poller, ended, recorder: None };
+        let mut running = Running { body, vm: fd, signals, threads: Vec::new(), poller, recorder: None };
         running.body.devices.set_poller(Some(running.poller.clone()));
-        for gsi in running.body.devices.serve_all_queues() {
-            running.lines.raise(gsi);
-        }
+        running.serve_all_queues();
         match running.start_threads(vcpus) {
             Ok(()) => Ok(running),
             Err(error) => Err((Box::new(running.abandon()), error)),
@@ -195,12 +193,20 @@ impl Running {
 
     /// Moves bytes between a connection's host side and the guest.
     pub(crate) fn host_ready(&self, host_port: u32, events: EventSet) {
-        self.raise(self.body.devices.host_ready(host_port, events));
+        self.signals.settle(self.body.devices.host_ready(host_port, events));
+    }
+
+    /// Serves what waits in any queue, for one round; what is left is another [`Wake::Round`].
+    pub(crate) fn serve_all_queues(&self) {
+        self.signals.take_round();
+        for due in self.body.devices.serve_all_queues() {
+            self.signals.settle(due);
+        }
     }
 
     pub(crate) fn connect(&self, port: u32, stream: OwnedFd) -> Result<(), ConnectError> {
         self.body.devices.connect(port, stream)?;
-        self.raise(self.body.devices.deliver());
+        self.signals.settle(self.body.devices.deliver());
         Ok(())
     }
 
@@ -215,12 +221,6 @@ impl Running {
     /// What has been touched since a recording thaw.
     pub(crate) fn recorded_pages(&self) -> Option<Vec<PageRun>> {
         self.recorder.as_ref().map(Recorder::pages)
-    }
-
-    fn raise(&self, gsi: Option<u32>) {
-        if let Some(gsi) = gsi {
-            self.lines.raise(gsi);
-        }
     }
 
     /// Ends all vCPU threads and saves the state. The machine stands still with its KVM side intact.
@@ -258,8 +258,7 @@ impl Running {
 
     fn start_threads(&mut self, vcpus: Vec<kvm_ioctls::VcpuFd>) -> Result<(), StartError> {
         for vcpu in vcpus {
-            let ended = self.ended.try_clone().map_err(StartError::Descriptors)?;
-            let thread = VcpuThread::start(vcpu, self.lines.clone(), self.body.devices.clone(), ended)
+            let thread = VcpuThread::start(vcpu, self.signals.clone(), self.body.devices.clone())
                 .map_err(StartError::Thread)?;
             self.threads.push(thread);
         }
@@ -383,20 +382,28 @@ impl Body {
     }
 }
 
-/// The poller of a running machine, and the descriptor by which its vCPUs tell that they have ended.
-fn event_descriptors(control: BorrowedFd<'_>) -> std::io::Result<(Arc<Epoll>, EventFd)> {
+/// The poller of a running machine, and what it watches besides connections.
+fn event_descriptors(
+    control: BorrowedFd<'_>,
+    lines: InterruptLines,
+) -> std::io::Result<(Arc<Epoll>, Arc<Signals>)> {
     let poller = Epoll::new()?;
-    let ended = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
-    for (descriptor, token) in [(control.as_raw_fd(), WAKE_CONTROL), (ended.as_raw_fd(), WAKE_VCPU_ENDED)] {
+    let signals = Signals::new(lines)?;
+    for (descriptor, token) in [
+        (control.as_raw_fd(), WAKE_CONTROL),
+        (signals.ended_fd(), WAKE_VCPU_ENDED),
+        (signals.round_fd(), WAKE_ROUND),
+    ] {
         poller.ctl(ControlOperation::Add, descriptor, EpollEvent::new(EventSet::IN, token))?;
     }
-    Ok((Arc::new(poller), ended))
+    Ok((Arc::new(poller), Arc::new(signals)))
 }
 
 fn wake_of(event: EpollEvent) -> Wake {
     match event.data() {
         WAKE_CONTROL => Wake::Control,
         WAKE_VCPU_ENDED => Wake::VcpuEnded,
+        WAKE_ROUND => Wake::Round,
         token => Wake::Connection { host_port: host_port_of(token), events: event.event_set() },
     }
 }

@@ -1,8 +1,8 @@
 //! The devices of a microVM and the buses that lead to them.
 //!
 //! A device is plain memory behind a lock. vCPU threads call in for each access, the main thread for
-//! what arrives from the host; whoever finds that the guest must be told raises the interrupt. No
-//! device has a thread, so none has work under way when the vCPUs stand still.
+//! what arrives from the host and for what one round of a queue has left; whoever calls does what is
+//! [`Due`] then. No device has a thread, so none has work under way when the vCPUs stand still.
 
 mod serial;
 pub(crate) mod virtio;
@@ -13,6 +13,7 @@ use serial::SerialConsole;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use virtio::Served;
 use virtio::block::Block;
 use virtio::block::disk::{Disk, DiskError};
 use virtio::mmio::MmioTransport;
@@ -26,6 +27,22 @@ pub(crate) struct Devices {
     block: Mutex<MmioTransport<Block>>,
     vsock: Mutex<MmioTransport<Vsock>>,
     rng: Mutex<MmioTransport<Rng>>,
+}
+
+/// What is left to do after a device was called.
+#[derive(Debug, Clone, Copy, Default)]
+#[must_use]
+pub(crate) struct Due {
+    /// The interrupt line to raise.
+    pub(crate) interrupt: Option<u32>,
+    /// [`Devices::serve_all_queues`], on the main thread.
+    pub(crate) round: bool,
+}
+
+impl Due {
+    fn of(slot: VirtioSlot, served: Served) -> Due {
+        Due { interrupt: served.raise.then(|| slot.gsi()), round: served.more }
+    }
 }
 
 /// The CMOS clock's data port: 0 tells the kernel at once that there is none; 0xff makes it wait.
@@ -50,15 +67,14 @@ impl Devices {
         }
     }
 
-    /// Returns the interrupt line to raise, if any.
-    pub(crate) fn mmio_write(&self, address: u64, data: &[u8]) -> Option<u32> {
-        let (slot, offset) = VirtioSlot::at(address)?;
-        let raise = match slot {
+    pub(crate) fn mmio_write(&self, address: u64, data: &[u8]) -> Due {
+        let Some((slot, offset)) = VirtioSlot::at(address) else { return Due::default() };
+        let served = match slot {
             VirtioSlot::Block => lock(&self.block).write(offset, data),
             VirtioSlot::Vsock => lock(&self.vsock).write(offset, data),
             VirtioSlot::Rng => lock(&self.rng).write(offset, data),
         };
-        raise.then(|| slot.gsi())
+        Due::of(slot, served)
     }
 
     pub(crate) fn port_read(&self, port: u16, data: &mut [u8]) {
@@ -69,24 +85,23 @@ impl Devices {
         }
     }
 
-    /// Returns the interrupt line to raise, if any.
-    pub(crate) fn port_write(&self, port: u16, data: &[u8]) -> Option<u32> {
+    pub(crate) fn port_write(&self, port: u16, data: &[u8]) -> Due {
         match (serial_register(port), data) {
             (Some(register), [byte]) => {
-                lock(&self.serial).write(register, *byte).then_some(layout::SERIAL_GSI)
+                let raise = lock(&self.serial).write(register, *byte);
+                Due { interrupt: raise.then_some(layout::SERIAL_GSI), round: false }
             }
-            _ => None,
+            _ => Due::default(),
         }
     }
 
-    /// Serves whatever waits in any queue. Returns the interrupt lines to raise.
-    pub(crate) fn serve_all_queues(&self) -> Vec<u32> {
-        let raise = [
-            (lock(&self.block).serve_all_queues(), VirtioSlot::Block),
-            (lock(&self.vsock).serve_all_queues(), VirtioSlot::Vsock),
-            (lock(&self.rng).serve_all_queues(), VirtioSlot::Rng),
-        ];
-        raise.into_iter().filter(|(raise, _)| *raise).map(|(_, slot)| slot.gsi()).collect()
+    /// Serves what waits in any queue, for one round.
+    pub(crate) fn serve_all_queues(&self) -> [Due; 3] {
+        [
+            Due::of(VirtioSlot::Block, lock(&self.block).serve_all_queues()),
+            Due::of(VirtioSlot::Vsock, lock(&self.vsock).serve_all_queues()),
+            Due::of(VirtioSlot::Rng, lock(&self.rng).serve_all_queues()),
+        ]
     }
 
     /// Connects a host stream to a port of the guest. The request waits for [`Devices::deliver`] or
@@ -95,13 +110,13 @@ impl Devices {
         lock(&self.vsock).device_mut().connect(port, stream).map(drop)
     }
 
-    /// Gives the guest what waits in vsock. Returns the interrupt line to raise, if any.
-    pub(crate) fn deliver(&self) -> Option<u32> {
-        lock(&self.vsock).with_queues(Vsock::deliver).then(|| VirtioSlot::Vsock.gsi())
+    /// Gives the guest what waits in vsock, for one round.
+    pub(crate) fn deliver(&self) -> Due {
+        Due::of(VirtioSlot::Vsock, lock(&self.vsock).with_queues(Vsock::deliver))
     }
 
     /// The host side of a connection is ready for what the poller was asked to watch.
-    pub(crate) fn host_ready(&self, host_port: u32, events: EventSet) -> Option<u32> {
+    pub(crate) fn host_ready(&self, host_port: u32, events: EventSet) -> Due {
         lock(&self.vsock).device_mut().host_event(host_port, events);
         self.deliver()
     }

@@ -1,12 +1,11 @@
 //! A vCPU's thread: runs the guest, serves its accesses to devices, and ends by returning the vCPU.
 
-use super::vm::InterruptLines;
 use crate::devices::Devices;
+use crate::signals::Signals;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::thread::JoinHandle;
-use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 /// A vCPU thread's stack: its call depth is small, its buffers are elsewhere.
@@ -55,22 +54,19 @@ pub(crate) fn install_stop_signal() -> Result<(), vmm_sys_util::errno::Error> {
 }
 
 impl VcpuThread {
-    /// Runs the vCPU until it is stopped; `ended` is signalled if it stops by itself.
+    /// Runs the vCPU until it is stopped, and tells if it stops by itself.
     pub(crate) fn start(
         mut vcpu: VcpuFd,
-        lines: Arc<InterruptLines>,
+        signals: Arc<Signals>,
         devices: Arc<Devices>,
-        ended: EventFd,
     ) -> std::io::Result<VcpuThread> {
         let immediate_exit = ImmediateExit::of(&mut vcpu);
         immediate_exit.get().store(0, Ordering::Release);
         let thread =
             std::thread::Builder::new().name("vcpu".into()).stack_size(STACK_LEN).spawn(move || {
-                let stop = run(&mut vcpu, immediate_exit, &lines, &devices);
+                let stop = run(&mut vcpu, immediate_exit, &signals, &devices);
                 if stop != Stop::Asked {
-                    // The counter cannot overflow: each vCPU ends once.
-                    let written = ended.write(1);
-                    debug_assert!(written.is_ok(), "{written:?}");
+                    signals.vcpu_ended();
                 }
                 (vcpu, stop)
             })?;
@@ -90,20 +86,12 @@ impl VcpuThread {
     }
 }
 
-fn run(vcpu: &mut VcpuFd, immediate_exit: ImmediateExit, lines: &InterruptLines, devices: &Devices) -> Stop {
+fn run(vcpu: &mut VcpuFd, immediate_exit: ImmediateExit, signals: &Signals, devices: &Devices) -> Stop {
     loop {
         match vcpu.run() {
-            Ok(VcpuExit::MmioWrite(address, data)) => {
-                if let Some(gsi) = devices.mmio_write(address, data) {
-                    lines.raise(gsi);
-                }
-            }
+            Ok(VcpuExit::MmioWrite(address, data)) => signals.settle(devices.mmio_write(address, data)),
             Ok(VcpuExit::MmioRead(address, data)) => devices.mmio_read(address, data),
-            Ok(VcpuExit::IoOut(port, data)) => {
-                if let Some(gsi) = devices.port_write(port, data) {
-                    lines.raise(gsi);
-                }
-            }
+            Ok(VcpuExit::IoOut(port, data)) => signals.settle(devices.port_write(port, data)),
             Ok(VcpuExit::IoIn(port, data)) => devices.port_read(port, data),
             Ok(VcpuExit::Shutdown | VcpuExit::SystemEvent(..)) => return Stop::Reset,
             Ok(VcpuExit::FailEntry(reason, cpu)) => {

@@ -2,7 +2,7 @@
 //! driver's status and its queues. It has no writable configuration space, no legacy interface, no
 //! shared memory and no reset of single queues.
 
-use super::{GuestMemory, Queue, QueueError, VirtioDevice};
+use super::{GuestMemory, Queue, QueueError, Served, VirtioDevice};
 use virtio_bindings::virtio_config as config;
 use virtio_bindings::virtio_mmio as register;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
@@ -80,10 +80,9 @@ impl<D: VirtioDevice> MmioTransport<D> {
         }
     }
 
-    /// Returns true when the interrupt must be raised.
-    pub(crate) fn write(&mut self, offset: u64, data: &[u8]) -> bool {
+    pub(crate) fn write(&mut self, offset: u64, data: &[u8]) -> Served {
         let (Ok(offset), Ok(bytes)) = (u32::try_from(offset), <[u8; 4]>::try_from(data)) else {
-            return false;
+            return Served::default();
         };
         let value = u32::from_le_bytes(bytes);
         match offset {
@@ -101,36 +100,37 @@ impl<D: VirtioDevice> MmioTransport<D> {
             }
             _ => {}
         }
-        false
+        Served::default()
     }
 
     /// Runs `serve` on the device and its queues if the driver is ready for it, and does nothing
-    /// otherwise. Returns true when the interrupt must be raised.
+    /// otherwise.
     pub(crate) fn with_queues(
         &mut self,
-        serve: impl FnOnce(&mut D, &mut [Queue], &GuestMemory) -> Result<bool, QueueError>,
-    ) -> bool {
+        serve: impl FnOnce(&mut D, &mut [Queue], &GuestMemory) -> Result<Served, QueueError>,
+    ) -> Served {
         if !self.is_active() {
-            return false;
+            return Served::default();
         }
-        match serve(&mut self.device, &mut self.queues, &self.memory) {
-            Ok(false) => false,
-            Ok(true) => {
-                self.interrupt_status |= register::VIRTIO_MMIO_INT_VRING;
-                true
-            }
-            Err(_) => self.fail(),
+        let Ok(served) = serve(&mut self.device, &mut self.queues, &self.memory) else {
+            return Served { raise: self.fail(), more: false };
+        };
+        if served.raise {
+            self.interrupt_status |= register::VIRTIO_MMIO_INT_VRING;
         }
+        served
     }
 
-    /// Serves whatever waits in any queue. Returns true when the interrupt must be raised.
-    pub(crate) fn serve_all_queues(&mut self) -> bool {
+    /// Serves what waits in each queue, for one round.
+    pub(crate) fn serve_all_queues(&mut self) -> Served {
         self.with_queues(|device, queues, memory| {
-            let mut raise = false;
+            let mut served = Served::default();
             for index in 0..queues.len() {
-                raise |= queues[index].ready() && device.notified(index, queues, memory)?;
+                if queues[index].ready() {
+                    served = served | device.notified(index, queues, memory)?;
+                }
             }
-            Ok(raise)
+            Ok(served)
         })
     }
 
@@ -184,10 +184,10 @@ impl<D: VirtioDevice> MmioTransport<D> {
     }
 
     /// Status bits are added one step after the other; none goes but by a reset, which writes 0.
-    fn set_status(&mut self, value: u32) -> bool {
+    fn set_status(&mut self, value: u32) -> Served {
         if value == 0 {
             self.reset();
-            return false;
+            return Served::default();
         }
         let was_active = self.is_active();
         for (bit, before) in SET_UP {
@@ -202,13 +202,13 @@ impl<D: VirtioDevice> MmioTransport<D> {
             (false, true) => self.activate(),
             (true, false) => {
                 self.device.reset();
-                false
+                Served::default()
             }
-            _ => false,
+            _ => Served::default(),
         }
     }
 
-    fn activate(&mut self) -> bool {
+    fn activate(&mut self) -> Served {
         let event_idx = self.driver_features & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
         for queue in &mut self.queues {
             queue.set_event_idx(event_idx);
@@ -240,10 +240,10 @@ impl<D: VirtioDevice> MmioTransport<D> {
         true
     }
 
-    fn notify(&mut self, index: u32) -> bool {
-        let Ok(index) = usize::try_from(index) else { return false };
+    fn notify(&mut self, index: u32) -> Served {
+        let Ok(index) = usize::try_from(index) else { return Served::default() };
         if !self.queues.get(index).is_some_and(QueueT::ready) {
-            return false;
+            return Served::default();
         }
         self.with_queues(|device, queues, memory| device.notified(index, queues, memory))
     }
@@ -331,6 +331,8 @@ mod tests {
         activated: Option<u64>,
         resets: usize,
         served: usize,
+        /// So many chains are made available again while they are being served.
+        refills: usize,
     }
 
     impl VirtioDevice for Probe {
@@ -358,14 +360,19 @@ mod tests {
             index: usize,
             queues: &mut [Queue],
             memory: &GuestMemory,
-        ) -> Result<bool, QueueError> {
-            super::super::serve_queue(&mut queues[index], memory, |_| {
+        ) -> Result<Served, QueueError> {
+            super::super::serve_queue(&mut queues[index], memory, |chain| {
                 self.served += 1;
+                if self.refills > 0 {
+                    self.refills -= 1;
+                    test_driver::make_available_again::<Probe>(memory, index, chain.head_index());
+                }
                 Ok(0)
             })
         }
     }
 
+    const NOTIFY: u64 = register::VIRTIO_MMIO_QUEUE_NOTIFY as u64;
     const PART: Part = Part { address: 0x10_0000, len: 16, writable: true };
 
     #[test]
@@ -414,6 +421,57 @@ mod tests {
         while driver.used(0).is_some() {}
         driver.offer(0, &[PART]);
         assert!(driver.notify(0));
+    }
+
+    #[test]
+    fn a_queue_that_never_runs_empty_is_served_one_round_at_a_time() {
+        let mut driver = Driver::new(Probe { refills: usize::MAX, ..Probe::default() });
+        let avail_event = driver.avail_event(0);
+        driver.offer(0, &[PART]);
+        assert_eq!(driver.transport.write(NOTIFY, &[0; 4]), Served { raise: true, more: true });
+        assert_eq!(driver.transport.device.served, 8);
+        for round in 2..10 {
+            // The driver has not looked yet: it is not interrupted again.
+            assert_eq!(driver.transport.serve_all_queues(), Served { raise: false, more: true });
+            assert_eq!(driver.transport.device.served, 8 * round);
+        }
+        assert_eq!(driver.avail_event(0), avail_event, "notifications stay disabled while there is more");
+    }
+
+    #[test]
+    fn the_last_round_leaves_nothing_and_asks_for_notifications_again() {
+        let mut driver = Driver::new(Probe { refills: 20, ..Probe::default() });
+        for _ in 0..3 {
+            driver.offer(0, &[PART]);
+        }
+        let mut rounds = 0;
+        let mut served = driver.transport.write(NOTIFY, &[0; 4]);
+        while served.more {
+            rounds += 1;
+            served = driver.transport.serve_all_queues();
+        }
+        assert_eq!((rounds, driver.transport.device.served), (2, 23));
+        assert_eq!(driver.avail_event(0), 23);
+        test_driver::make_available_again::<Probe>(&driver.memory, 0, 0);
+        assert_eq!(driver.transport.write(NOTIFY, &[0; 4]), Served::default());
+        assert_eq!(driver.transport.device.served, 24);
+    }
+
+    #[test]
+    fn a_refilled_queue_is_served_in_order() {
+        let mut driver = Driver::new(Probe { refills: 20, ..Probe::default() });
+        for _ in 0..3 {
+            driver.offer(0, &[PART]);
+        }
+        let mut heads = Vec::new();
+        let mut served = driver.transport.write(NOTIFY, &[0; 4]);
+        while served.more {
+            heads.extend(std::iter::from_fn(|| driver.used(0)).map(|(head, _)| head));
+            served = driver.transport.serve_all_queues();
+        }
+        heads.extend(std::iter::from_fn(|| driver.used(0)).map(|(head, _)| head));
+        let expected: Vec<u16> = (0..3).cycle().take(23).collect();
+        assert_eq!(heads, expected);
     }
 
     #[test]
@@ -488,7 +546,7 @@ mod tests {
         assert_eq!(driver.read(register::VIRTIO_MMIO_INTERRUPT_STATUS), 2);
         driver.offer(1, &[PART]);
         assert!(!driver.notify(1));
-        assert!(!driver.transport.serve_all_queues());
+        assert_eq!(driver.transport.serve_all_queues(), Served::default());
         assert_eq!(driver.transport.device.served, 0);
 
         driver.write(register::VIRTIO_MMIO_STATUS, 0);
@@ -514,13 +572,15 @@ mod tests {
         let mut driver = Driver::unset(Probe::default());
         driver.memory.write_slice(&[0xff; 0x1000], GuestAddress(0)).unwrap();
         let mut random = 1_u64;
+        let mut served = Served::default();
         for _ in 0..100_000 {
             random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             let offset = random >> 33 & 0x1ff;
             let value = (random >> 20 & 0xf).to_le_bytes();
-            driver.transport.write(offset, &value[..(random >> 50 & 7) as usize]);
+            served = served | driver.transport.write(offset, &value[..(random >> 50 & 7) as usize]);
             let mut data = [0; 8];
             driver.transport.read(offset, &mut data[..(random >> 53 & 7) as usize]);
         }
+        assert!(!served.more);
     }
 }

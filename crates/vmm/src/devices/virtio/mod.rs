@@ -1,8 +1,9 @@
 //! Virtio devices behind virtio-mmio registers.
 //!
-//! A device serves its queues on the thread that wrote the notification, to the end, and is plain data
-//! in between: with the vCPUs stopped nothing is in flight, so fork(2) copies a device as memory. What a
-//! device returns is whether the driver must be told; raising the interrupt is the caller's part.
+//! A device serves a queue on the thread that wrote the notification, and is plain data in between: with
+//! the vCPUs stopped nothing is in flight, so fork(2) copies a device as memory. It goes one round at a
+//! time, since a driver can refill a queue as fast as it is served and would hold that thread, and the
+//! device's lock, for ever. What a device returns is what the caller has to do: [`Served`].
 
 pub(crate) mod block;
 pub(crate) mod mmio;
@@ -35,14 +36,32 @@ pub(crate) trait VirtioDevice: Send {
     /// before the next `activate`.
     fn reset(&mut self);
 
-    /// Serves queue `index`; true when the driver must be told. An error means that the driver has
-    /// broken the queue, and that the device stops until it is reset.
+    /// Serves queue `index` for one round. An error means that the driver has broken the queue, and that
+    /// the device stops until it is reset.
     fn notified(
         &mut self,
         index: usize,
         queues: &mut [Queue],
         memory: &GuestMemory,
-    ) -> Result<bool, QueueError>;
+    ) -> Result<Served, QueueError>;
+}
+
+/// What is left to do when queues have been served for one round.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[must_use]
+pub(crate) struct Served {
+    /// The driver must be told.
+    pub(crate) raise: bool,
+    /// Something may wait that the driver does not notify of again: another round is due.
+    pub(crate) more: bool,
+}
+
+impl std::ops::BitOr for Served {
+    type Output = Served;
+
+    fn bitor(self, other: Served) -> Served {
+        Served { raise: self.raise | other.raise, more: self.more | other.more }
+    }
 }
 
 /// Takes the next chain that the driver has made available. A broken ring is an error here, where
@@ -54,27 +73,30 @@ fn next_chain<'m>(
     Ok(queue.iter(memory)?.next())
 }
 
-/// Serves every chain there is; `serve` returns how many bytes it has written to the chain. True when
-/// the driver must be told.
+/// Serves what there is, for one round: at most as many chains as the queue has room for. `serve` returns
+/// how many bytes it has written to the chain. The driver is asked to notify again only when nothing is left.
 fn serve_queue<'m>(
     queue: &mut Queue,
     memory: &'m GuestMemory,
     mut serve: impl FnMut(DescriptorChain<&'m GuestMemory>) -> Result<u32, QueueError>,
-) -> Result<bool, QueueError> {
-    let mut served = false;
-    loop {
-        queue.disable_notification(memory)?;
-        while let Some(chain) = next_chain(queue, memory)? {
+) -> Result<Served, QueueError> {
+    let mut any = false;
+    let mut more = true;
+    queue.disable_notification(memory)?;
+    for _ in 0..queue.size() {
+        if let Some(chain) = next_chain(queue, memory)? {
             let head = chain.head_index();
             let written = serve(chain)?;
             queue.add_used(memory, head, written)?;
-            served = true;
-        }
-        if !queue.enable_notification(memory)? {
+            any = true;
+        } else if queue.enable_notification(memory)? {
+            queue.disable_notification(memory)?;
+        } else {
+            more = false;
             break;
         }
     }
-    Ok(served && queue.needs_notification(memory)?)
+    Ok(Served { raise: any && queue.needs_notification(memory)?, more })
 }
 
 /// Reads from a configuration space; zeros beyond its end.

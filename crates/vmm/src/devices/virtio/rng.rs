@@ -1,6 +1,6 @@
 //! The entropy device: fills the driver's buffers from getrandom(2).
 
-use super::{GuestMemory, Queue, QueueError, VirtioDevice, serve_queue};
+use super::{GuestMemory, Queue, QueueError, Served, VirtioDevice, serve_queue};
 use rustix::rand::{GetRandomFlags, getrandom};
 use std::io::Write;
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
@@ -39,7 +39,7 @@ impl VirtioDevice for Rng {
         index: usize,
         queues: &mut [Queue],
         memory: &GuestMemory,
-    ) -> Result<bool, QueueError> {
+    ) -> Result<Served, QueueError> {
         serve_queue(&mut queues[index], memory, |chain| fill(chain, memory))
     }
 }

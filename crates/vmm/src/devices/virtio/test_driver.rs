@@ -1,7 +1,7 @@
 //! The driver's side, for tests: sets a device up through its registers and works its rings.
 
 use super::mmio::MmioTransport;
-use super::{GuestMemory, VirtioDevice};
+use super::{GuestMemory, Served, VirtioDevice};
 use virtio_bindings::virtio_mmio as register;
 use virtio_queue::desc::RawDescriptor;
 use virtio_queue::desc::split::{Descriptor, VirtqUsedElem};
@@ -120,8 +120,13 @@ impl<D: VirtioDevice> Driver<D> {
         self.write(register::VIRTIO_MMIO_QUEUE_READY, 1);
     }
 
+    /// Returns true when the device raised its interrupt. One that wants to be served again is.
     pub(super) fn write(&mut self, offset: u32, value: u32) -> bool {
-        self.transport.write(u64::from(offset), &value.to_le_bytes())
+        let mut served = self.transport.write(u64::from(offset), &value.to_le_bytes());
+        while served.more {
+            served = Served { raise: served.raise, more: false } | self.transport.serve_all_queues();
+        }
+        served.raise
     }
 
     pub(super) fn read(&self, offset: u32) -> u32 {
@@ -228,6 +233,15 @@ impl<D: VirtioDevice> Driver<D> {
         ring.seen = ring.seen.wrapping_add(1);
         Some((element.id().try_into().unwrap(), element.len()))
     }
+}
+
+/// Makes a chain available, as another vCPU does while the device is at work.
+pub(super) fn make_available_again<D: VirtioDevice>(memory: &GuestMemory, queue: usize, head: u16) {
+    let avail = queue_start(queue) + AVAIL_OFFSET;
+    let offered: u16 = memory.read_obj(GuestAddress(avail + 2)).unwrap();
+    let slot = u64::from(offered % D::QUEUE_SIZES[queue]);
+    memory.write_obj(head, GuestAddress(avail + 4 + 2 * slot)).unwrap();
+    memory.write_obj(offered.wrapping_add(1), GuestAddress(avail + 2)).unwrap();
 }
 
 /// A chain of anything: descriptors in and out of memory, long and short, chained and looped.

@@ -10,7 +10,7 @@ pub(crate) mod disk;
 mod map;
 mod request;
 
-use super::{GuestMemory, Queue, QueueError, VirtioDevice, read_config_bytes, serve_queue};
+use super::{GuestMemory, Queue, QueueError, Served, VirtioDevice, read_config_bytes, serve_queue};
 use disk::Disk;
 use request::{DISCARD_SECTORS_MAX, DISCARD_SEGMENTS_MAX, SECTOR_LEN, SEGMENT_LEN_MAX, SEGMENTS_MAX};
 use virtio_bindings::virtio_blk as blk;
@@ -65,7 +65,7 @@ impl VirtioDevice for Block {
         index: usize,
         queues: &mut [Queue],
         memory: &GuestMemory,
-    ) -> Result<bool, QueueError> {
+    ) -> Result<Served, QueueError> {
         let Block { disk, bounce, .. } = self;
         serve_queue(&mut queues[index], memory, |chain| request::serve(chain, memory, disk, bounce))
     }

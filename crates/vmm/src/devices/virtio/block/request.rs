@@ -16,9 +16,11 @@ pub(super) const SEGMENTS_MAX: u32 = 254;
 pub(super) const SEGMENT_LEN_MAX: u32 = 64 * 1024;
 const DATA_LEN_MAX: usize = 254 * 64 * 1024;
 
-/// Ranges of one discard, and sectors of each: 1 GiB.
-pub(super) const DISCARD_SEGMENTS_MAX: u32 = 32;
-pub(super) const DISCARD_SECTORS_MAX: u32 = 1 << 21;
+/// Ranges of one discard, and sectors of each: 64 MiB. A request must be quick, since the device is locked
+/// for as long as it takes, and a range whose blocks are scattered in the layer's file costs a system call
+/// for each of them.
+pub(super) const DISCARD_SEGMENTS_MAX: u32 = 1;
+pub(super) const DISCARD_SECTORS_MAX: u32 = 1 << 17;
 
 /// What is moved at once. Most requests are no longer than this: the guest kernel's usual read-ahead.
 pub(super) const BOUNCE_LEN: usize = 128 * 1024;
@@ -26,7 +28,6 @@ const BOUNCE_BYTES: u64 = BOUNCE_LEN as u64;
 
 const HEADER_LEN: usize = 16;
 const RANGE_LEN: usize = 16;
-const DISCARD_LEN_MAX: usize = RANGE_LEN * 32;
 
 const SERIAL: [u8; blk::VIRTIO_BLK_ID_BYTES as usize] = *b"podflare-root\0\0\0\0\0\0\0";
 
@@ -80,11 +81,11 @@ fn carry_out(
         // See the module above for why there is nothing to do.
         blk::VIRTIO_BLK_T_FLUSH => Ok(()),
         blk::VIRTIO_BLK_T_GET_ID => Ok(writer.write_all(&SERIAL)?),
-        blk::VIRTIO_BLK_T_DISCARD => for_each_range(reader, 0, |offset, len| disk.discard(offset, len)),
+        blk::VIRTIO_BLK_T_DISCARD => with_range(reader, 0, |offset, len| disk.discard(offset, len)),
         blk::VIRTIO_BLK_T_WRITE_ZEROES => {
             // Whether the driver allows blocks to be freed or not: no request ever reserves space.
             let known_flags = blk::VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP;
-            for_each_range(reader, known_flags, |offset, len| disk.write_zeroes(offset, len))
+            with_range(reader, known_flags, |offset, len| disk.write_zeroes(offset, len))
         }
         _ => Err(Refusal::Unsupported),
     }
@@ -128,29 +129,25 @@ fn chunks(
     }))
 }
 
-/// Calls `act` with the offset and length in bytes of each range that a discard or its like names.
-fn for_each_range(
+/// Calls `act` with the offset and length in bytes of the range that a discard or its like names.
+fn with_range(
     reader: &mut Reader,
     known_flags: u32,
-    mut act: impl FnMut(u64, u64) -> io::Result<()>,
+    act: impl FnOnce(u64, u64) -> io::Result<()>,
 ) -> Result<(), Refusal> {
-    let len = reader.available_bytes();
-    if len == 0 || len > DISCARD_LEN_MAX || !len.is_multiple_of(RANGE_LEN) {
+    if reader.available_bytes() != RANGE_LEN {
         return Err(Refusal::Failed);
     }
-    for _ in 0..len / RANGE_LEN {
-        let mut range = [0; RANGE_LEN];
-        reader.read_exact(&mut range)?;
-        let (sector, sectors, flags) = (le_u64(&range[..8]), le_u32(&range[8..12]), le_u32(&range[12..]));
-        if flags & !known_flags != 0 {
-            return Err(Refusal::Unsupported);
-        }
-        if sectors > DISCARD_SECTORS_MAX {
-            return Err(Refusal::Failed);
-        }
-        act(start(sector)?, u64::from(sectors) * SECTOR_LEN)?;
+    let mut range = [0; RANGE_LEN];
+    reader.read_exact(&mut range)?;
+    let (sector, sectors, flags) = (le_u64(&range[..8]), le_u32(&range[8..12]), le_u32(&range[12..]));
+    if flags & !known_flags != 0 {
+        return Err(Refusal::Unsupported);
     }
-    Ok(())
+    if sectors > DISCARD_SECTORS_MAX {
+        return Err(Refusal::Failed);
+    }
+    Ok(act(start(sector)?, u64::from(sectors) * SECTOR_LEN)?)
 }
 
 /// The offset of a sector in bytes.

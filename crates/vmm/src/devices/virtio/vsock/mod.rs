@@ -19,7 +19,7 @@ mod credit;
 mod packet;
 mod transmitted;
 
-use super::{GuestMemory, Queue, QueueError, VirtioDevice, next_chain, read_config_bytes};
+use super::{GuestMemory, Queue, QueueError, Served, VirtioDevice, next_chain, read_config_bytes};
 use connection::{Connection, Verdict};
 use packet::{Buffers, HEADER_LEN, Header, TYPE_STREAM, op};
 use std::collections::{BTreeMap, VecDeque};
@@ -133,20 +133,26 @@ impl Vsock {
         }
     }
 
-    /// Gives the guest what there is for it and room for. True when it must be told.
-    pub(crate) fn deliver(&mut self, queues: &mut [Queue], memory: &GuestMemory) -> Result<bool, QueueError> {
-        let mut raise = match queues.get_mut(RX) {
+    /// Gives the guest what there is for it and room for, for one round.
+    pub(crate) fn deliver(
+        &mut self,
+        queues: &mut [Queue],
+        memory: &GuestMemory,
+    ) -> Result<Served, QueueError> {
+        let mut served = match queues.get_mut(RX) {
             Some(rx) if rx.ready() => self.deliver_packets(rx, memory)?,
-            _ => false,
+            _ => Served::default(),
         };
         // What waits for a buffer now need not be watched for bytes.
         for index in 0..self.ready.len() {
             self.watch(self.ready[index]);
         }
-        if raise && let Some(tx) = queues.get_mut(TX) {
-            raise |= self.transmitted.give_back(tx, memory)?;
+        if served.raise
+            && let Some(tx) = queues.get_mut(TX)
+        {
+            served.raise |= self.transmitted.give_back(tx, memory)?;
         }
-        Ok(raise)
+        Ok(served)
     }
 
     /// In a copy of the machine, before anything else: closes all streams, which are the source's, and
@@ -188,24 +194,27 @@ impl Vsock {
         }
     }
 
-    fn deliver_packets(&mut self, rx: &mut Queue, memory: &GuestMemory) -> Result<bool, QueueError> {
+    fn deliver_packets(&mut self, rx: &mut Queue, memory: &GuestMemory) -> Result<Served, QueueError> {
         let mut delivered = false;
-        loop {
+        let mut more = true;
+        for _ in 0..rx.size() {
             match self.deliver_packet(rx, memory)? {
                 Delivery::Delivered => delivered = true,
                 Delivery::Skipped => {}
                 Delivery::Idle => {
                     rx.disable_notification(memory)?;
+                    more = false;
                     break;
                 }
                 Delivery::NoBuffer => {
                     if !rx.enable_notification(memory)? {
+                        more = false;
                         break;
                     }
                 }
             }
         }
-        Ok(delivered && rx.needs_notification(memory)?)
+        Ok(Served { raise: delivered && rx.needs_notification(memory)?, more })
     }
 
     fn deliver_packet(&mut self, rx: &mut Queue, memory: &GuestMemory) -> Result<Delivery, QueueError> {
@@ -244,26 +253,28 @@ impl Vsock {
         Ok(packet.map(|header| address(Ports { guest, host }, header)))
     }
 
-    /// Takes what the guest has sent, and answers.
-    fn transmit(&mut self, queues: &mut [Queue], memory: &GuestMemory) -> Result<bool, QueueError> {
-        let Some(tx) = queues.get_mut(TX) else { return Ok(false) };
-        let mut raise = false;
-        loop {
-            tx.disable_notification(memory)?;
-            while let Some(chain) = next_chain(tx, memory)? {
+    /// Takes what the guest has sent, and answers, for one round.
+    fn transmit(&mut self, queues: &mut [Queue], memory: &GuestMemory) -> Result<Served, QueueError> {
+        let Some(tx) = queues.get_mut(TX) else { return Ok(Served::default()) };
+        let mut served = Served { raise: false, more: true };
+        tx.disable_notification(memory)?;
+        for _ in 0..tx.size() {
+            if let Some(chain) = next_chain(tx, memory)? {
                 let head = chain.head_index();
                 let buffers = Buffers::readable(chain, memory)?;
                 self.transmitted.keep(head, &buffers);
                 self.receive(buffers)?;
                 if self.transmitted.are_many(tx) {
-                    raise |= self.transmitted.give_back(tx, memory)?;
+                    served.raise |= self.transmitted.give_back(tx, memory)?;
                 }
-            }
-            if !tx.enable_notification(memory)? {
+            } else if tx.enable_notification(memory)? {
+                tx.disable_notification(memory)?;
+            } else {
+                served.more = false;
                 break;
             }
         }
-        Ok(self.deliver(queues, memory)? | raise)
+        Ok(served | self.deliver(queues, memory)?)
     }
 
     fn receive(&mut self, buffers: Buffers<'_>) -> Result<(), QueueError> {
@@ -399,11 +410,11 @@ impl VirtioDevice for Vsock {
         index: usize,
         queues: &mut [Queue],
         memory: &GuestMemory,
-    ) -> Result<bool, QueueError> {
+    ) -> Result<Served, QueueError> {
         match index {
             RX => self.deliver(queues, memory),
             TX => self.transmit(queues, memory),
-            _ => Ok(false),
+            _ => Ok(Served::default()),
         }
     }
 }

@@ -56,7 +56,7 @@ impl Guest {
     }
 
     fn deliver(&mut self) -> bool {
-        self.driver.transport.with_queues(Vsock::deliver)
+        self.driver.transport.with_queues(Vsock::deliver).raise
     }
 
     fn connect(&mut self) -> UnixStream {
@@ -591,6 +591,50 @@ fn transmitted_buffers_come_back_when_they_are_many_or_long() {
         assert!(raised);
         assert!(guest.driver.used(TX).is_some());
     }
+}
+
+#[test]
+fn a_guest_that_sends_without_end_is_served_one_round_at_a_time() {
+    let mut guest = Guest::new();
+    let (socket, stream) = guest.accept();
+    let size = usize::from(Vsock::QUEUE_SIZES[TX]);
+    let part = guest.driver.readable(&Header { op: op::RW, len: 1, ..guest.header(socket) }.to_bytes());
+    let byte = guest.driver.readable(b"x");
+    let heads: Vec<u16> = (0..size / 2).map(|_| guest.driver.offer(TX, &[part, byte])).collect();
+    let send_again = |guest: &mut Guest| heads.iter().for_each(|&head| guest.driver.make_available(TX, head));
+    for round in 1..=3 {
+        send_again(&mut guest);
+        assert!(guest.driver.transport.serve_all_queues().more, "round {round}");
+        assert_eq!(read_all(&stream).len(), size, "round {round}");
+        send_again(&mut guest);
+    }
+    assert!(!guest.driver.transport.serve_all_queues().more);
+    assert_eq!(read_all(&stream).len(), size / 2);
+}
+
+#[test]
+fn a_host_that_sends_without_end_is_delivered_one_round_at_a_time() {
+    let mut guest = Guest::without_buffers();
+    guest.offer_buffers(1);
+    let (socket, mut stream) = guest.accept();
+    guest.send_as(Header { op: op::CREDIT_UPDATE, buf_alloc: u32::MAX, ..guest.header(socket) }, &[]);
+    let size = usize::from(Vsock::QUEUE_SIZES[RX]);
+    let small = HEADER_LEN + 1;
+    let mut delivered = 0;
+    stream.write_all(&vec![7; 3 * size]).unwrap();
+    guest.poll();
+    for round in 1..=2 {
+        for _ in 0..size {
+            let part = guest.driver.writable(small);
+            let head = guest.driver.offer(RX, &[part]);
+            guest.buffers.insert(head, part);
+        }
+        assert!(guest.driver.transport.serve_all_queues().more, "round {round}");
+        delivered += std::iter::from_fn(|| guest.next()).count();
+        assert_eq!(delivered, size * round);
+    }
+    assert!(!guest.driver.transport.serve_all_queues().more);
+    assert_eq!(guest.driver.avail_event(RX), u16::try_from(1 + 2 * size).unwrap());
 }
 
 #[test]
