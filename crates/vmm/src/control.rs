@@ -5,7 +5,9 @@ use crate::boot::{BootFiles, boot};
 use crate::devices::virtio::block::disk::DiskError;
 use crate::error::chain;
 use crate::kvm::vcpu::install_stop_signal;
-use crate::machine::{Copied, ForkTimes, Forked, Frozen, FrozenForked, PauseError, Running, ThawError, Wake};
+use crate::machine::{
+    Copied, End, ForkError, ForkTimes, Forked, Frozen, FrozenForked, NotPaused, Running, ThawError, Wake,
+};
 use podflare_channel::{Channel, ChannelError};
 use podflare_wire::codec;
 use podflare_wire::control::{self, Command, EndReason, Event, Message, Reply};
@@ -39,6 +41,8 @@ enum Phase {
 /// What to do after a command.
 enum Next {
     Reply(Phase, Reply, Option<OwnedFd>),
+    /// The command was carried out, and the machine has ended with it.
+    LastReply(Reply, Option<OwnedFd>, Event),
     /// This process is a copy now: it has a channel of its own, and nobody waits for a reply.
     Copy(Result<Frozen, DiskError>, Channel),
     End(Event),
@@ -56,9 +60,12 @@ pub fn serve(mut channel: Channel) -> Result<(), ServeError> {
         };
         match next {
             Next::Reply(after, reply, descriptor) => {
-                let descriptors: Vec<BorrowedFd<'_>> = descriptor.iter().map(AsFd::as_fd).collect();
-                send(&channel, &Message::Reply(reply), &descriptors)?;
+                send_reply(&channel, reply, descriptor.as_ref())?;
                 phase = after;
+            }
+            Next::LastReply(reply, descriptor, event) => {
+                send_reply(&channel, reply, descriptor.as_ref())?;
+                return send(&channel, &Message::Event(event), &[]);
             }
             Next::Copy(copy, own) => {
                 channel = own;
@@ -159,7 +166,7 @@ fn when_running(running: Box<Running>, command: &Command, descriptors: Vec<Owned
             Ok((frozen, pause_us)) => {
                 Next::Reply(Phase::Frozen(Box::new(frozen)), Reply::Frozen { pause_us }, None)
             }
-            Err(error) => end_of(error),
+            Err(what) => not_paused(what),
         },
         Command::Connect { port } => {
             let Ok([stream]) = <[OwnedFd; 1]>::try_from(descriptors) else {
@@ -239,9 +246,13 @@ fn fork_running(running: Running, own: Channel, layer: File) -> Next {
     match running.fork(layer) {
         Ok(Forked::Copy(frozen)) => Next::Copy(frozen, own),
         Ok(Forked::Source { running, result, times }) => {
-            forked(Phase::Running(Box::new(running)), result, times)
+            let (reply, pidfd) = forked(result, times);
+            match running {
+                Ok(running) => Next::Reply(Phase::Running(Box::new(running)), reply, pidfd),
+                Err(end) => Next::LastReply(reply, pidfd, ended(end)),
+            }
         }
-        Err(error) => end_of(error),
+        Err(what) => not_paused(what),
     }
 }
 
@@ -252,40 +263,49 @@ fn fork_frozen(frozen: Frozen, own: Channel, layer: File) -> Next {
         FrozenForked::Source { frozen, result } => {
             let fork_us = u64::try_from(forking.elapsed().as_micros()).unwrap_or(u64::MAX);
             let times = ForkTimes { pause_us: 0, save_us: 0, fork_us };
-            forked(Phase::Frozen(Box::new(frozen)), result, times)
+            let (reply, pidfd) = forked(result, times);
+            Next::Reply(Phase::Frozen(Box::new(frozen)), reply, pidfd)
         }
     }
 }
 
-fn forked(phase: Phase, result: Result<Copied, crate::copy::CopyError>, times: ForkTimes) -> Next {
+fn forked(result: Result<Copied, ForkError>, times: ForkTimes) -> (Reply, Option<OwnedFd>) {
     match result {
         Ok(Copied { pid, pidfd }) => {
             let ForkTimes { pause_us, save_us, fork_us } = times;
             let pid = pid.as_raw_nonzero().get().cast_unsigned();
             let reply = Reply::Forked(control::Forked { pid, pause_us, save_us, fork_us });
-            Next::Reply(phase, reply, Some(pidfd))
+            (reply, Some(pidfd))
         }
-        Err(error) => refuse(phase, &chain(&error)),
+        Err(error) => (refused(&chain(&error)), None),
     }
 }
 
 fn refuse(phase: Phase, reason: &str) -> Next {
-    Next::Reply(phase, Reply::Refused { reason: reason.to_owned() }, None)
+    Next::Reply(phase, refused(reason), None)
+}
+
+fn refused(reason: &str) -> Reply {
+    Reply::Refused { reason: reason.to_owned() }
 }
 
 /// Only a running machine has vCPUs that can end.
 fn end(phase: Phase) -> Next {
     match phase {
-        Phase::Running(running) => end_of(running.into_end()),
+        Phase::Running(running) => Next::End(ended(running.into_end())),
         Phase::Empty | Phase::Frozen(_) => refuse(phase, "the machine does not run"),
     }
 }
 
-fn end_of(error: PauseError) -> Next {
-    Next::End(match error {
-        PauseError::Ended { reason, console_tail } => Event::Ended { reason, console_tail },
-        error => failed(&error),
-    })
+fn not_paused(what: NotPaused) -> Next {
+    match what {
+        NotPaused::Ended(end) => Next::End(ended(end)),
+        NotPaused::Running(running, error) => refuse(Phase::Running(running), &chain(&error)),
+    }
+}
+
+fn ended(End { reason, console_tail }: End) -> Event {
+    Event::Ended { reason, console_tail }
 }
 
 fn failed(error: &dyn std::error::Error) -> Event {
@@ -301,6 +321,11 @@ fn copy_descriptors(descriptors: Vec<OwnedFd>) -> Result<(Channel, File), &'stat
 
 fn files<const N: usize>(descriptors: Vec<OwnedFd>) -> Result<[File; N], Vec<OwnedFd>> {
     <[OwnedFd; N]>::try_from(descriptors).map(|descriptors| descriptors.map(File::from))
+}
+
+fn send_reply(channel: &Channel, reply: Reply, descriptor: Option<&OwnedFd>) -> Result<(), ServeError> {
+    let descriptors: Vec<BorrowedFd<'_>> = descriptor.into_iter().map(AsFd::as_fd).collect();
+    send(channel, &Message::Reply(reply), &descriptors)
 }
 
 fn send(channel: &Channel, message: &Message, descriptors: &[BorrowedFd<'_>]) -> Result<(), ServeError> {

@@ -15,10 +15,11 @@ use crate::copy::{CopyError, Side, copy_process};
 use crate::devices::Devices;
 use crate::devices::virtio::block::disk::DiskError;
 use crate::devices::virtio::vsock::{ConnectError, host_port_of};
+use crate::error::chain;
 use crate::hot_pages::recorder::{RecordError, Recorder};
 use crate::hot_pages::{HotPages, HotPagesError};
 use crate::kvm::state::{MachineState, StateError, restore, save};
-use crate::kvm::vcpu::{Stop, VcpuThread};
+use crate::kvm::vcpu::{Stop, VcpuThreads};
 use crate::kvm::vm::{InterruptLines, KvmError, Platform, Vm};
 use crate::memory::GuestMemory;
 use crate::signals::Signals;
@@ -44,10 +45,11 @@ pub(crate) struct Body {
 
 #[derive(Debug)]
 pub(crate) struct Running {
+    /// First, so that they end before anything that they use is dropped.
+    threads: VcpuThreads,
     body: Body,
     vm: Arc<kvm_ioctls::VmFd>,
     signals: Arc<Signals>,
-    threads: Vec<VcpuThread>,
     poller: Arc<Epoll>,
     recorder: Option<Recorder>,
 }
@@ -78,15 +80,28 @@ pub(crate) enum ThawError {
     Start(#[from] StartError),
 }
 
-/// A running machine's end, or the reason why it could not be brought to a stand.
+/// A running machine's end.
+#[derive(Debug)]
+pub(crate) struct End {
+    pub(crate) reason: EndReason,
+    pub(crate) console_tail: Vec<u8>,
+}
+
+/// What became of a machine that could not be brought to a stand.
+#[derive(Debug)]
+pub(crate) enum NotPaused {
+    Ended(End),
+    /// Its state could not be saved. It runs on.
+    Running(Box<Running>, StateError),
+}
+
+/// Why there is no copy. The source is as it was.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum PauseError {
-    #[error("The guest has ended")]
-    Ended { reason: EndReason, console_tail: Vec<u8> },
-    #[error("Could not save the machine's state")]
-    Save(#[from] StateError),
-    #[error("Could not start the machine again")]
-    Start(#[from] StartError),
+pub(crate) enum ForkError {
+    #[error("Could not share the disk with a copy")]
+    Disk(#[from] DiskError),
+    #[error("Could not copy the machine")]
+    Process(#[from] CopyError),
 }
 
 /// What is watched by a running machine's event loop.
@@ -101,14 +116,19 @@ pub(crate) enum Wake {
 /// The two sides of a fork of a running machine.
 #[derive(Debug)]
 pub(crate) enum Forked {
-    Source { running: Running, result: Result<Copied, CopyError>, times: ForkTimes },
+    /// A source that could not be started again has ended; its copy is there all the same.
+    Source {
+        running: Result<Running, End>,
+        result: Result<Copied, ForkError>,
+        times: ForkTimes,
+    },
     Copy(Result<Frozen, DiskError>),
 }
 
 /// The two sides of a fork of a frozen machine.
 #[derive(Debug)]
 pub(crate) enum FrozenForked {
-    Source { frozen: Frozen, result: Result<Copied, CopyError> },
+    Source { frozen: Frozen, result: Result<Copied, ForkError> },
     Copy(Result<Frozen, DiskError>),
 }
 
@@ -142,7 +162,8 @@ impl Running {
             Ok(descriptors) => descriptors,
             Err(error) => return Err((Box::new(body), StartError::Descriptors(error))),
         };
-        let mut running = Running { body, vm: fd, signals, threads: Vec::new(), poller, recorder: None };
+        let threads = VcpuThreads::default();
+        let mut running = Running { threads, body, vm: fd, signals, poller, recorder: None };
         running.body.devices.set_poller(Some(running.poller.clone()));
         running.serve_all_queues();
         match running.start_threads(vcpus) {
@@ -152,32 +173,31 @@ impl Running {
     }
 
     /// Copies the machine. Returns on both sides; `layer` becomes the copy's disk layer.
-    pub(crate) fn fork(mut self, layer: File) -> Result<Forked, PauseError> {
+    pub(crate) fn fork(self, layer: File) -> Result<Forked, NotPaused> {
         let paused = Instant::now();
-        let (vm, state) = self.pause()?;
+        let (running, vm, state) = self.pause()?;
         let save_us = micros(paused);
-        self.body.devices.seal_disk();
         let forking = Instant::now();
-        let result = match copy_process() {
+        let result = match running.body.copy() {
             Ok(Side::Copy) => {
                 drop(vm);
-                return Ok(Forked::Copy(self.become_copy(layer, state)));
+                return Ok(Forked::Copy(running.become_copy(layer, state)));
             }
             Ok(Side::Source { copy, pidfd }) => Ok(Copied { pid: copy, pidfd }),
             Err(error) => Err(error),
         };
         let fork_us = micros(forking);
-        self.start_threads(vm.vcpus)?;
+        let running = running.resume(vm.vcpus);
         let times = ForkTimes { pause_us: micros(paused), save_us, fork_us };
-        Ok(Forked::Source { running: self, result, times })
+        Ok(Forked::Source { running, result, times })
     }
 
     /// Stops the machine. Returns the time that it took.
-    pub(crate) fn freeze(mut self) -> Result<(Frozen, u64), PauseError> {
+    pub(crate) fn freeze(self) -> Result<(Frozen, u64), NotPaused> {
         let paused = Instant::now();
-        let (vm, state) = self.pause()?;
+        let (running, vm, state) = self.pause()?;
         drop(vm);
-        let body = self.abandon();
+        let body = running.abandon();
         Ok((Frozen { body, state }, micros(paused)))
     }
 
@@ -224,53 +244,54 @@ impl Running {
     }
 
     /// Ends all vCPU threads and saves the state. The machine stands still with its KVM side intact.
-    fn pause(&mut self) -> Result<(Vm, MachineState), PauseError> {
-        for thread in &self.threads {
-            thread.stop();
-        }
-        let mut vcpus = Vec::new();
-        for thread in std::mem::take(&mut self.threads) {
-            match thread.join() {
-                Some((vcpu, Stop::Asked)) => vcpus.push(vcpu),
-                Some((_, Stop::Reset)) => return Err(self.ended(EndReason::Reset)),
-                Some((_, Stop::Failed(detail))) => {
-                    return Err(self.ended(EndReason::VcpuFailed { detail }));
-                }
-                None => {
-                    let detail = "a vCPU's thread panicked".into();
-                    return Err(self.ended(EndReason::Failed { detail }));
-                }
-            }
-        }
+    fn pause(mut self) -> Result<(Running, Vm, MachineState), NotPaused> {
+        let vcpus = self.stop_vcpus().map_err(|reason| NotPaused::Ended(self.end(reason)))?;
         let vm = Vm { fd: self.vm.clone(), vcpus };
         match save(&vm, self.body.platform.reset_msrs()) {
-            Ok(state) => Ok((vm, state)),
-            Err(error) => {
-                self.start_threads(vm.vcpus)?;
-                Err(PauseError::Save(error))
-            }
+            Ok(state) => Ok((self, vm, state)),
+            Err(error) => match self.resume(vm.vcpus) {
+                Ok(running) => Err(NotPaused::Running(Box::new(running), error)),
+                Err(end) => Err(NotPaused::Ended(end)),
+            },
         }
     }
 
-    fn ended(&self, reason: EndReason) -> PauseError {
-        PauseError::Ended { reason, console_tail: self.body.devices.console_tail() }
+    /// Ends all vCPU threads. An error if one of the vCPUs had stopped by itself.
+    fn stop_vcpus(&mut self) -> Result<Vec<kvm_ioctls::VcpuFd>, EndReason> {
+        let reason = |stopped| match stopped {
+            Some((vcpu, Stop::Asked)) => Ok(vcpu),
+            Some((_, Stop::Reset)) => Err(EndReason::Reset),
+            Some((_, Stop::Failed(detail))) => Err(EndReason::VcpuFailed { detail }),
+            None => Err(EndReason::Failed { detail: "a vCPU's thread panicked".into() }),
+        };
+        self.threads.stop().into_iter().map(reason).collect()
+    }
+
+    /// Starts the vCPUs of a machine that stands still.
+    fn resume(mut self, vcpus: Vec<kvm_ioctls::VcpuFd>) -> Result<Running, End> {
+        match self.start_threads(vcpus) {
+            Ok(()) => Ok(self),
+            Err(error) => Err(self.end(EndReason::Failed { detail: chain(&error) })),
+        }
     }
 
     fn start_threads(&mut self, vcpus: Vec<kvm_ioctls::VcpuFd>) -> Result<(), StartError> {
-        for vcpu in vcpus {
-            let thread = VcpuThread::start(vcpu, self.signals.clone(), self.body.devices.clone())
-                .map_err(StartError::Thread)?;
-            self.threads.push(thread);
-        }
+        self.threads =
+            VcpuThreads::start(vcpus, &self.signals, &self.body.devices).map_err(StartError::Thread)?;
         Ok(())
     }
 
+    fn end(&self, reason: EndReason) -> End {
+        End { reason, console_tail: self.body.devices.console_tail() }
+    }
+
     /// Why a vCPU has stopped by itself. Ends the others.
-    pub(crate) fn into_end(mut self) -> PauseError {
-        match self.pause() {
-            Err(error) => error,
-            Ok(_) => self.ended(EndReason::Failed { detail: "a vCPU stopped without a reason".into() }),
-        }
+    pub(crate) fn into_end(mut self) -> End {
+        let reason = match self.stop_vcpus() {
+            Err(reason) => reason,
+            Ok(_) => EndReason::Failed { detail: "a vCPU stopped without a reason".into() },
+        };
+        self.end(reason)
     }
 
     /// In the copy: lets go of all that belongs to the source.
@@ -337,8 +358,7 @@ impl Frozen {
 
     /// Copies the machine. Returns on both sides; `layer` becomes the copy's disk layer.
     pub(crate) fn fork(self, layer: File) -> FrozenForked {
-        self.body.devices.seal_disk();
-        match copy_process() {
+        match self.body.copy() {
             Ok(Side::Copy) => FrozenForked::Copy(self.body.devices.become_copy(layer).map(|()| self)),
             Ok(Side::Source { copy, pidfd }) => {
                 FrozenForked::Source { frozen: self, result: Ok(Copied { pid: copy, pidfd }) }
@@ -369,6 +389,12 @@ impl Frozen {
 }
 
 impl Body {
+    /// Copies the process that holds the machine, which stands still. Returns on both sides.
+    fn copy(&self) -> Result<Side, ForkError> {
+        self.devices.seal_disk()?;
+        Ok(copy_process()?)
+    }
+
     fn inspect(&self, running: bool) -> Inspection {
         let (disk_layer_bytes, disk_layers) = self.devices.disk_size();
         Inspection {

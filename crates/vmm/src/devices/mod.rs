@@ -127,8 +127,8 @@ impl Devices {
     }
 
     /// In the source, just before it is copied: what is on the disk is shared from now on.
-    pub(crate) fn seal_disk(&self) {
-        lock(&self.block).device_mut().disk_mut().seal();
+    pub(crate) fn seal_disk(&self) -> Result<(), DiskError> {
+        lock(&self.block).device_mut().disk_mut().seal()
     }
 
     /// In the copy: its own disk layer, and none of the source's connections.

@@ -1,4 +1,4 @@
-//! A vCPU's thread: runs the guest, serves its accesses to devices, and ends by returning the vCPU.
+//! The vCPUs' threads: each runs the guest, serves its accesses to devices, and ends by returning the vCPU.
 
 use crate::devices::Devices;
 use crate::signals::Signals;
@@ -14,15 +14,20 @@ const STACK_LEN: usize = 256 * 1024;
 /// Why a vCPU stopped.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Stop {
-    /// [`VcpuThread::stop`] was called.
+    /// [`VcpuThreads::stop`] was called.
     Asked,
     /// The guest reset the machine.
     Reset,
     Failed(String),
 }
 
+/// The threads of all vCPUs of a machine. They end at the latest when this is dropped: no vCPU runs in
+/// memory that its machine has given up.
+#[derive(Debug, Default)]
+pub(crate) struct VcpuThreads(Vec<VcpuThread>);
+
 #[derive(Debug)]
-pub(crate) struct VcpuThread {
+struct VcpuThread {
     thread: JoinHandle<(VcpuFd, Stop)>,
     immediate_exit: ImmediateExit,
 }
@@ -53,13 +58,38 @@ pub(crate) fn install_stop_signal() -> Result<(), vmm_sys_util::errno::Error> {
     register_signal_handler(SIGRTMIN(), ignore)
 }
 
+impl VcpuThreads {
+    /// Runs all vCPUs, or none.
+    pub(crate) fn start(
+        vcpus: Vec<VcpuFd>,
+        signals: &Arc<Signals>,
+        devices: &Arc<Devices>,
+    ) -> std::io::Result<VcpuThreads> {
+        let mut threads = VcpuThreads::default();
+        for vcpu in vcpus {
+            threads.0.push(VcpuThread::start(vcpu, signals.clone(), devices.clone())?);
+        }
+        Ok(threads)
+    }
+
+    /// Stops all vCPUs. Says of each why it has stopped; nothing of one whose thread has panicked.
+    pub(crate) fn stop(&mut self) -> Vec<Option<(VcpuFd, Stop)>> {
+        for thread in &self.0 {
+            thread.stop();
+        }
+        self.0.drain(..).map(|thread| thread.thread.join().ok()).collect()
+    }
+}
+
+impl Drop for VcpuThreads {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
 impl VcpuThread {
     /// Runs the vCPU until it is stopped, and tells if it stops by itself.
-    pub(crate) fn start(
-        mut vcpu: VcpuFd,
-        signals: Arc<Signals>,
-        devices: Arc<Devices>,
-    ) -> std::io::Result<VcpuThread> {
+    fn start(mut vcpu: VcpuFd, signals: Arc<Signals>, devices: Arc<Devices>) -> std::io::Result<VcpuThread> {
         let immediate_exit = ImmediateExit::of(&mut vcpu);
         immediate_exit.get().store(0, Ordering::Release);
         let thread =
@@ -73,16 +103,12 @@ impl VcpuThread {
         Ok(VcpuThread { thread, immediate_exit })
     }
 
-    /// Asks the vCPU to stop; [`VcpuThread::join`] waits for it.
-    pub(crate) fn stop(&self) {
+    /// Asks the vCPU to stop.
+    fn stop(&self) {
         // The flag covers the time before KVM_RUN, the signal the time inside it.
         self.immediate_exit.get().store(1, Ordering::Release);
         let sent = self.thread.kill(SIGRTMIN());
         debug_assert!(sent.is_ok(), "a thread that is not joined can be signalled: {sent:?}");
-    }
-
-    pub(crate) fn join(self) -> Option<(VcpuFd, Stop)> {
-        self.thread.join().ok()
     }
 }
 

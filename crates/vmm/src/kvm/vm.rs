@@ -103,8 +103,8 @@ fn set_memory(fd: &VmFd, memory: &GuestMemory) -> Result<(), KvmError> {
             memory_size: region.len(),
             userspace_addr: region.as_ptr().addr() as u64,
         };
-        // SAFETY: the range is a live mapping. It outlives this KVM VM: `machine::Running` holds both,
-        // and ends the vCPUs before either is dropped.
+        // SAFETY: the range is a live mapping. It outlives every run of this KVM VM's vCPUs:
+        // `machine::Running` holds both, and its threads, which end when they are dropped.
         unsafe { fd.set_user_memory_region(region) }.map_err(KvmError::Memory)?;
     }
     Ok(())

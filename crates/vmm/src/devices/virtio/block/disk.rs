@@ -107,27 +107,36 @@ impl Disk {
         self.bytes
     }
 
-    /// In the source, just before it is copied: what has been written is shared from now on.
-    pub(crate) fn seal(&mut self) {
+    /// In the source, just before it is copied: what has been written is shared from now on. An error if
+    /// the copy would have no room for a layer; nothing has changed then.
+    pub(crate) fn seal(&mut self) -> Result<(), DiskError> {
+        self.slot_of_next_layer()?;
         self.allocator.seal();
+        Ok(())
     }
 
     /// In the copy, before its first write: writes go to `layer`, an empty file, from now on.
     pub(crate) fn adopt_layer(&mut self, layer: File) -> Result<(), DiskError> {
-        let own = Layer { file: layer, blocks: 0 };
+        let slot = self.slot_of_next_layer()?;
         self.close_if_unused(self.own);
-        let vacant = self.layers.iter().position(Option::is_none);
-        let slot = vacant.unwrap_or(self.layers.len());
-        if slot >= LAYERS_MAX {
-            return Err(DiskError::TooManyLayers);
+        let own = Some(Layer { file: layer, blocks: 0 });
+        match self.layers.get_mut(usize::from(slot)) {
+            Some(vacant) => *vacant = own,
+            None => self.layers.push(own),
         }
-        if vacant.is_none() {
-            self.layers.push(None);
-        }
-        self.layers[slot] = Some(own);
-        self.own = u16::try_from(slot).map_err(|_| DiskError::TooManyLayers)?;
+        self.own = slot;
         self.allocator = Allocator::default();
         Ok(())
+    }
+
+    /// The first slot without a layer, or with an own one that nothing is in.
+    fn slot_of_next_layer(&self) -> Result<u16, DiskError> {
+        let is_unused = |slot: &Option<Layer>| slot.as_ref().is_none_or(|layer| layer.blocks == 0);
+        let slot = self.layers.iter().position(is_unused).unwrap_or(self.layers.len());
+        match u16::try_from(slot) {
+            Ok(slot) if usize::from(slot) < LAYERS_MAX => Ok(slot),
+            _ => Err(DiskError::TooManyLayers),
+        }
     }
 
     /// Bytes that this disk's own layer holds.

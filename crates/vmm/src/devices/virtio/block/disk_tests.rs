@@ -23,7 +23,7 @@ impl Disk {
     }
 
     fn fork(&mut self) -> Disk {
-        self.seal();
+        self.seal().unwrap();
         let mut copy = self.copy();
         copy.adopt_layer(tempfile::tempfile().unwrap()).unwrap();
         copy
@@ -236,8 +236,11 @@ fn a_disk_too_deep_is_refused_another_layer() {
         disk.adopt_layer(tempfile::tempfile().unwrap()).unwrap();
     }
     disk.write_at((blocks - 1) * BLOCK_LEN, &[1; 4096]).unwrap();
-    assert!(matches!(disk.adopt_layer(tempfile::tempfile().unwrap()), Err(DiskError::TooManyLayers)));
+    assert!(matches!(disk.seal(), Err(DiskError::TooManyLayers)));
     assert!(disk.content().iter().all(|&byte| byte == 1));
+    // Nothing is shared: what is written goes to the same place.
+    disk.write_at((blocks - 1) * BLOCK_LEN, &[1; 4096]).unwrap();
+    assert_eq!(disk.layer_bytes(), BLOCK_LEN);
 }
 
 #[test]
