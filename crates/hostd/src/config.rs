@@ -3,7 +3,9 @@
 use crate::sandbox::state::{Terms, TermsOffered};
 use clap::builder::{FalseyValueParser, RangedU64ValueParser};
 use clap::{ArgAction, Parser, ValueEnum};
+use podflare_wire::limits::VCPUS_MAX;
 use std::net::SocketAddr;
+use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -11,6 +13,8 @@ use std::time::Duration;
 const SECONDS_MAX: u64 = 10 * 365 * 24 * 3600;
 
 const VMM_PROGRAM: &str = "podflare-vmm";
+
+const VCPUS: u8 = 2;
 
 fn seconds() -> RangedU64ValueParser<u64> {
     RangedU64ValueParser::new().range(1..=SECONDS_MAX)
@@ -47,6 +51,10 @@ pub struct Arguments {
     /// The most sandboxes at once, beside those kept ready
     #[arg(long, env = "PODFLARE_SANDBOXES_MAX", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     sandboxes_max: u32,
+
+    /// vCPUs of a sandbox [default: 2, or 1 on a host of one processor]
+    #[arg(long, env = "PODFLARE_VCPUS", value_parser = clap::value_parser!(u8).range(1..=VCPUS_MAX.into()))]
+    vcpus: Option<u8>,
 
     /// API keys, separated by commas
     #[arg(long, env = "PODFLARE_API_KEYS", hide_env_values = true, value_delimiter = ',')]
@@ -113,12 +121,20 @@ pub struct Settings {
     pub machines: Machines,
     pub pool_size: u32,
     pub sandboxes_max: u32,
+    pub vcpus: u8,
     pub boot_timeout: Duration,
     pub huge_pages: bool,
     pub terms: TermsOffered,
     pub heartbeat: Duration,
     pub log_format: LogFormat,
     pub log: String,
+}
+
+/// More vCPUs than processors only wait for each other: with two on one, a guest's small tasks take twice
+/// as long.
+fn vcpus_for_this_host() -> u8 {
+    let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
+    if processors > 1 { VCPUS } else { 1 }
 }
 
 /// What the template boots from.
@@ -180,6 +196,7 @@ impl Arguments {
             machines,
             pool_size: self.pool_size,
             sandboxes_max: self.sandboxes_max,
+            vcpus: self.vcpus.unwrap_or_else(vcpus_for_this_host),
             boot_timeout: Duration::from_secs(self.boot_timeout),
             huge_pages: self.huge_pages,
             terms,

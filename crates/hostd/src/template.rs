@@ -3,7 +3,7 @@
 use crate::chain::chain;
 use crate::config::Settings;
 use crate::sandbox::agent::{AgentConnection, AgentError};
-use crate::vmm::{BootSpec, Ending, Machine, Pending, Vmm, VmmError};
+use crate::vmm::{BootSpec, Ending, Fork, Machine, Pending, Vmm, VmmError};
 use podflare_wire::control::BootConfig;
 use podflare_wire::guest::{AGENT_PORT, Event, ExecId, Language, Request};
 use std::borrow::Cow;
@@ -14,7 +14,6 @@ use tokio::time::{sleep, timeout};
 /// The one template that there is.
 pub const DEFAULT: &str = "default";
 
-const VCPUS: u8 = 2;
 const MEMORY_MIB: u32 = 1024;
 const DISK_GIB: u32 = 4;
 const GIB: u64 = 1 << 30;
@@ -29,6 +28,9 @@ const HOSTNAME: &str = "template";
 /// How long one attempt to reach the agent may take, and the pause before the next.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
 const ATTEMPT_PAUSE: Duration = Duration::from_millis(20);
+
+/// How long the trial copy may take, which faults in each of its pages by itself.
+const TRIAL_TIMEOUT: Duration = Duration::from_secs(60);
 
 const CONSOLE_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -77,17 +79,29 @@ enum SettleError {
     Vmm(#[from] VmmError),
     #[error("The agent did not answer as it should")]
     Agent(#[from] AgentError),
-    #[error("The Python REPL does not work: `pass` ended with exit code {exit_code}")]
-    Repl { exit_code: i32 },
+    #[error("The guest cannot run code: {language:?} ended with exit code {exit_code}")]
+    Run { language: Language, exit_code: i32 },
+    #[error("The trial copy was not done after {} s", TRIAL_TIMEOUT.as_secs())]
+    Trial,
 }
 
 /// Boots the template; takes seconds, and happens once.
 pub async fn boot(vmm: &dyn Vmm, settings: &Settings) -> Result<Template, BootError> {
-    let shape =
-        Shape { template: DEFAULT.to_owned(), vcpus: VCPUS, memory_mib: MEMORY_MIB, disk_gib: DISK_GIB };
+    let shape = Shape {
+        template: DEFAULT.to_owned(),
+        vcpus: settings.vcpus,
+        memory_mib: MEMORY_MIB,
+        disk_gib: DISK_GIB,
+    };
     let (machine, booted) = vmm.boot(&boot_spec(&shape, settings)).map_err(BootError::Start)?;
     match settle_in_time(&*machine, booted, settings.boot_timeout).await {
-        Ok(()) => Ok(Template { shape: Arc::new(shape), machine }),
+        Ok(()) => {
+            // Copies work without; they only take longer.
+            if let Err(error) = learn_hot_pages(&*machine).await {
+                tracing::warn!(error = %chain(&error), "Copies will fault in their first pages one by one");
+            }
+            Ok(Template { shape: Arc::new(shape), machine })
+        }
         Err(error) => {
             machine.end().await;
             Err(error)
@@ -130,7 +144,8 @@ fn boot_spec(shape: &Shape, settings: &Settings) -> BootSpec {
     }
 }
 
-/// Waits for the agent, proves that the REPL runs, and freezes. `last` says how far it has come.
+/// Waits for the agent, runs something in each language so that no copy is the first to, and freezes. `last`
+/// says how far it has come.
 async fn settle(machine: &dyn Machine, booted: Pending<()>, last: &mut String) -> Result<(), SettleError> {
     booted.await?;
     let mut agent = loop {
@@ -146,22 +161,44 @@ async fn settle(machine: &dyn Machine, booted: Pending<()>, last: &mut String) -
         sleep(ATTEMPT_PAUSE).await;
     };
     "its Python REPL has not answered".clone_into(last);
-    prove_repl(&mut agent).await?;
+    run(&mut agent, Language::Python, "print(1)").await?;
+    "its bash has not answered".clone_into(last);
+    run(&mut agent, Language::Bash, "true").await?;
     drop(agent);
     machine.freeze().await?;
     Ok(())
 }
 
-async fn prove_repl(agent: &mut AgentConnection) -> Result<(), SettleError> {
+async fn run(agent: &mut AgentConnection, language: Language, code: &str) -> Result<(), SettleError> {
+    // One after the other, so that each may have the same number.
     let exec = ExecId(0);
-    agent.send(&Request::Exec { exec, language: Language::Python, code: "pass".to_owned() });
+    agent.send(&Request::Exec { exec, language, code: code.to_owned() });
     loop {
         match agent.next_event().await? {
             Event::Exited { exit_code: 0, .. } => return Ok(()),
-            Event::Exited { exit_code, .. } => return Err(SettleError::Repl { exit_code }),
+            Event::Exited { exit_code, .. } => return Err(SettleError::Run { language, exit_code }),
             _ => {}
         }
     }
+}
+
+/// Lets a trial copy do what every copy does first, and has all later copies bring in beforehand the pages
+/// that it touched.
+async fn learn_hot_pages(template: &dyn Machine) -> Result<(), SettleError> {
+    let Fork { copy: trial, done } = template.fork()?;
+    let learn = async {
+        let stream = trial.connect(AGENT_PORT)?;
+        let thawed = trial.thaw_recording();
+        done.await?;
+        thawed.await?;
+        let mut agent = AgentConnection::renew(stream, HOSTNAME).await?;
+        run(&mut agent, Language::Python, "print(1)").await?;
+        Ok(trial.hot_pages().await?)
+    };
+    let learnt = timeout(TRIAL_TIMEOUT, learn).await.unwrap_or(Err(SettleError::Trial));
+    trial.end().await;
+    template.set_hot_pages(learnt?).await?;
+    Ok(())
 }
 
 fn ended(ending: &Ending) -> BootError {

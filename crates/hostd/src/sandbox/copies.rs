@@ -181,6 +181,7 @@ impl CopyTimes {
             thaw: ThawTimes {
                 build: self.thaw.build.max(other.thaw.build),
                 restore: self.thaw.restore.max(other.thaw.restore),
+                prefault: self.thaw.prefault.max(other.thaw.prefault),
             },
             renew: self.renew.max(other.renew),
         }
@@ -194,6 +195,7 @@ impl CopyTimes {
             .with("fork", self.fork.fork)
             .with("build", self.thaw.build)
             .with("restore", self.thaw.restore)
+            .with("prefault", self.thaw.prefault)
             .with("renew", self.renew)
     }
 }

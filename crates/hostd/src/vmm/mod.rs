@@ -9,7 +9,7 @@ pub mod fake;
 pub mod process;
 
 use futures_util::future::BoxFuture;
-use podflare_wire::control::BootConfig;
+use podflare_wire::control::{BootConfig, PageRun};
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -53,6 +53,16 @@ pub trait Machine: Send + Sync + fmt::Debug {
     /// Makes a frozen machine run. Streams from before are cut.
     fn thaw(&self) -> Pending<ThawTimes>;
 
+    /// As `thaw`, but slowly: the machine notes which pages of memory its guest touches, and can be neither
+    /// copied nor frozen.
+    fn thaw_recording(&self) -> Pending<ThawTimes>;
+
+    /// The pages that the guest of a recording machine has touched.
+    fn hot_pages(&self) -> Pending<Vec<PageRun>>;
+
+    /// Has every copy of this frozen machine bring in these pages before it runs.
+    fn set_hot_pages(&self, pages: Vec<PageRun>) -> Pending<()>;
+
     /// Stops a running machine until `thaw`.
     fn freeze(&self) -> Pending<()>;
 
@@ -95,6 +105,8 @@ pub struct ThawTimes {
     pub build: Duration,
     /// Setting its state and starting it.
     pub restore: Duration,
+    /// The part of `restore` that brought in the hot pages.
+    pub prefault: Duration,
 }
 
 #[derive(Debug, thiserror::Error)]

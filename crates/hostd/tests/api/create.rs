@@ -22,7 +22,7 @@ async fn a_created_sandbox_is_ready_and_keeps_its_variables() {
 
 #[tokio::test]
 async fn the_answer_says_what_the_sandbox_really_has() {
-    let host = Host::start(&["--timeout-max", "3600"]).await;
+    let host = Host::start(&["--timeout-max", "3600", "--vcpus", "2"]).await;
     let asked = json!({
         "template": "default", "ram_mib": 65536, "rootfs_gb": 512, "timeout_seconds": 100_000,
         "idle_timeout_seconds": 7, "persistent": true, "egress": true, "from_the_future": 1,

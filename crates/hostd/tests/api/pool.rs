@@ -98,3 +98,10 @@ async fn a_member_that_stands_still_is_replaced() {
     let id = host.create().await;
     assert_eq!(host.text(&id, "print alive").await, "alive");
 }
+
+#[tokio::test]
+async fn what_copies_touch_first_is_learnt_before_there_are_any() {
+    let host = Host::start(&[]).await;
+    host.create().await;
+    assert_eq!(host.vmm.hot_pages(), 1);
+}

@@ -2,7 +2,8 @@
 //!
 //! `print TEXT` · `error TEXT` · `partial TEXT` (no newline) · `set NAME TEXT` · `get NAME` · `hostname` ·
 //! `entropy` · `sleep MS` · `flood BYTES` · `exit CODE` · `kill SIGNAL` · `panic` · `crash` (of the agent) ·
-//! `stall` (of the guest) · `forge` (output of an execution that does not run) · `pass`.
+//! `stall` (of the guest) · `forge` (output of an execution that does not run) · `pass`, and what hostd runs in
+//! a template: `print(1)` and `true`.
 
 use super::{Core, World, take_time};
 use crate::vmm::Ending;
@@ -181,7 +182,7 @@ async fn run(job: &Job, events: &mpsc::UnboundedSender<Event>, core: &Arc<Core>)
     for statement in job.code.lines() {
         let (verb, rest) = statement.split_once(' ').unwrap_or((statement, ""));
         let line = match verb {
-            "" | "pass" => continue,
+            "" | "pass" | "print(1)" | "true" => continue,
             "print" => format!("{rest}\n"),
             "partial" => rest.to_owned(),
             "get" => {

@@ -11,9 +11,9 @@ use crate::vmm::{
 };
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, ready};
-use podflare_wire::control::EndReason;
+use podflare_wire::control::{EndReason, PageRun};
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -40,6 +40,7 @@ struct World {
     ending_time_ms: AtomicU32,
     renewals_to_refuse: AtomicU32,
     boots_to_fail: AtomicU32,
+    hot_pages: AtomicUsize,
     thaws_to_die_of: AtomicU32,
     renewals_to_stall_after: AtomicU32,
     renewals_to_leave_pending: AtomicU32,
@@ -66,6 +67,11 @@ impl FakeVmm {
         if let Some(core) = lock(&self.0.newest).upgrade() {
             core.end(Ending::Killed { signal: 9 });
         }
+    }
+
+    /// Runs of pages that a frozen machine was last told to bring in.
+    pub fn hot_pages(&self) -> usize {
+        self.0.hot_pages.load(Ordering::SeqCst)
     }
 
     /// From now on every renewal takes so long.
@@ -172,6 +178,7 @@ struct Guest {
     hostname: String,
     entropy: Vec<u8>,
     stands_still: bool,
+    records: bool,
 }
 
 impl FakeMachine {
@@ -263,6 +270,24 @@ impl Machine for FakeMachine {
             self.core.end(Ending::Told { reason: EndReason::Reset, console_tail: Vec::new() });
         }
         ready(thawed).boxed()
+    }
+
+    fn thaw_recording(&self) -> Pending<ThawTimes> {
+        let thawed = self.thaw();
+        self.core.guest().records = true;
+        thawed
+    }
+
+    fn hot_pages(&self) -> Pending<Vec<PageRun>> {
+        let records = self.core.guest().records;
+        let pages = vec![PageRun { first: 1, count: 1, written: true }];
+        let reason = || VmmError::Refused { reason: "the machine does not record".to_owned() };
+        ready(if records { Ok(pages) } else { Err(reason()) }).boxed()
+    }
+
+    fn set_hot_pages(&self, pages: Vec<PageRun>) -> Pending<()> {
+        self.core.world.hot_pages.store(pages.len(), Ordering::SeqCst);
+        ready(Ok(())).boxed()
     }
 
     fn freeze(&self) -> Pending<()> {

@@ -17,7 +17,7 @@ use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, ready};
 use link::{Link, Parting};
 use podflare_channel::{Channel, ChannelError};
-use podflare_wire::control::{Command, Reply};
+use podflare_wire::control::{Command, PageRun, Reply};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
@@ -209,12 +209,23 @@ impl Machine for ProcessMachine {
     }
 
     fn thaw(&self) -> Pending<ThawTimes> {
-        self.ask(&Command::Thaw, &[], |reply, _| {
-            let Reply::Thawed(times) = reply else { return None };
-            Some(ThawTimes {
-                build: Duration::from_micros(times.build_us),
-                restore: Duration::from_micros(times.restore_us),
-            })
+        self.ask(&Command::Thaw, &[], |reply, _| thaw_times(&reply))
+    }
+
+    fn thaw_recording(&self) -> Pending<ThawTimes> {
+        self.ask(&Command::ThawRecording, &[], |reply, _| thaw_times(&reply))
+    }
+
+    fn hot_pages(&self) -> Pending<Vec<PageRun>> {
+        self.ask(&Command::ReadHotPages, &[], |reply, _| match reply {
+            Reply::HotPages(pages) => Some(pages),
+            _ => None,
+        })
+    }
+
+    fn set_hot_pages(&self, pages: Vec<PageRun>) -> Pending<()> {
+        self.ask(&Command::SetHotPages(pages), &[], |reply, _| {
+            matches!(reply, Reply::HotPagesSet).then_some(())
         })
     }
 
@@ -265,6 +276,15 @@ impl Drop for ProcessMachine {
     fn drop(&mut self) {
         self.stop.notify_one();
     }
+}
+
+fn thaw_times(reply: &Reply) -> Option<ThawTimes> {
+    let Reply::Thawed(times) = reply else { return None };
+    Some(ThawTimes {
+        build: Duration::from_micros(times.build_us),
+        restore: Duration::from_micros(times.restore_us),
+        prefault: Duration::from_micros(times.prefault_us),
+    })
 }
 
 fn to_tokio(stream: std::os::unix::net::UnixStream) -> io::Result<UnixStream> {
