@@ -130,14 +130,14 @@ fn run(vcpu: &mut VcpuFd, immediate_exit: ImmediateExit, signals: &Signals, devi
             }
             Ok(VcpuExit::Intr) => {}
             Ok(other) => return Stop::Failed(format!("KVM left the guest for an unknown reason: {other:?}")),
-            // An interrupted run has finished its last I/O instruction: the state may be saved.
-            Err(error) if error.errno() == libc::EINTR => {
+            // An interrupted run has finished its last I/O instruction: the state may be saved. EAGAIN is that
+            // of a vCPU that another one has yet to start, or of a host that lacks a process for KVM's
+            // worker: nothing has run.
+            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
                 if immediate_exit.get().load(Ordering::Acquire) == 1 {
                     return Stop::Asked;
                 }
             }
-            // A vCPU that another one has yet to start.
-            Err(error) if error.errno() == libc::EAGAIN => {}
             Err(error) => return Stop::Failed(format!("KVM could not run the vCPU: {error}")),
         }
     }
