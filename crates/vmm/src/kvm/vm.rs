@@ -4,8 +4,9 @@ use super::cpuid;
 use crate::layout;
 use crate::memory::GuestMemory;
 use kvm_bindings::{
-    CpuId, KVM_CAP_X86_DISABLE_EXITS, KVM_MAX_CPUID_ENTRIES, KVM_MAX_MSR_ENTRIES, KVM_X86_DISABLE_EXITS_HLT,
-    Msrs, kvm_enable_cap, kvm_msr_entry, kvm_userspace_memory_region,
+    CpuId, KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_X86_DISABLE_EXITS, KVM_CAP_X86_TRIPLE_FAULT_EVENT,
+    KVM_MAX_CPUID_ENTRIES, KVM_MAX_MSR_ENTRIES, KVM_X86_DISABLE_EXITS_HLT, Msrs, kvm_enable_cap,
+    kvm_msr_entry, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -36,7 +37,14 @@ pub(crate) struct Platform {
     cpuid: CpuId,
     /// The registers that make up a vCPU's state and that KVM lets be read, as they are in a new vCPU.
     reset_msrs: Vec<kvm_msr_entry>,
+    /// Those of [`WHOLE_EVENTS`] that this KVM has.
+    whole_events: Vec<u32>,
 }
+
+/// With these a vCPU's pending events are saved whole. Without the first, a page fault on its way to the guest
+/// gives up its address to CR2 when it is saved, which comes after CR2 has been; without the second, a triple
+/// fault on its way is lost.
+const WHOLE_EVENTS: [u32; 2] = [KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_X86_TRIPLE_FAULT_EVENT];
 
 /// KVM's side of a running microVM.
 #[derive(Debug)]
@@ -50,7 +58,9 @@ impl Platform {
         let kvm = Kvm::new().map_err(KvmError::Open)?;
         let cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(KvmError::Capabilities)?;
         let reset_msrs = readable_msrs(&kvm)?;
-        Ok(Platform { kvm, cpuid, reset_msrs })
+        let mut whole_events = WHOLE_EVENTS.to_vec();
+        whole_events.retain(|&capability| kvm.check_extension_raw(capability.into()) > 0);
+        Ok(Platform { kvm, cpuid, reset_msrs, whole_events })
     }
 
     pub(crate) fn reset_msrs(&self) -> &[kvm_msr_entry] {
@@ -66,16 +76,14 @@ impl Platform {
     /// which asks for every page as if it wrote it. It does so only where it sees the guest halt.
     pub(crate) fn build_without_workers(&self, memory: &GuestMemory, vcpus: u8) -> Result<Vm, KvmError> {
         let fd = self.kvm.create_vm().map_err(KvmError::CreateVm)?;
-        let halt_unseen = kvm_enable_cap {
-            cap: KVM_CAP_X86_DISABLE_EXITS,
-            args: [KVM_X86_DISABLE_EXITS_HLT.into(), 0, 0, 0],
-            ..Default::default()
-        };
-        fd.enable_cap(&halt_unseen).map_err(KvmError::CreateVm)?;
+        enable(&fd, KVM_CAP_X86_DISABLE_EXITS, KVM_X86_DISABLE_EXITS_HLT.into())?;
         self.complete(fd, memory, vcpus)
     }
 
     fn complete(&self, fd: VmFd, memory: &GuestMemory, vcpus: u8) -> Result<Vm, KvmError> {
+        for &capability in &self.whole_events {
+            enable(&fd, capability, 1)?;
+        }
         fd.set_tss_address(layout::KVM_TSS).map_err(KvmError::CreateVm)?;
         // Memory goes in before the interrupt chips: after them each region costs milliseconds.
         set_memory(&fd, memory)?;
@@ -94,6 +102,11 @@ impl Platform {
     }
 }
 
+fn enable(fd: &VmFd, cap: u32, argument: u64) -> Result<(), KvmError> {
+    let capability = kvm_enable_cap { cap, args: [argument, 0, 0, 0], ..Default::default() };
+    fd.enable_cap(&capability).map_err(KvmError::CreateVm)
+}
+
 fn set_memory(fd: &VmFd, memory: &GuestMemory) -> Result<(), KvmError> {
     for (slot, region) in memory.iter().enumerate() {
         let region = kvm_userspace_memory_region {
@@ -110,6 +123,10 @@ fn set_memory(fd: &VmFd, memory: &GuestMemory) -> Result<(), KvmError> {
     Ok(())
 }
 
+/// Hyper-V's registers. The guest is not shown that there are any, and KVM makes a Hyper-V context for
+/// a vCPU that is asked for one.
+const HYPER_V_MSRS: std::ops::RangeInclusive<u32> = 0x4000_0000..=0x4000_01ff;
+
 /// Some of the registers that KVM lists cannot be read on every host; it can only be tried.
 fn readable_msrs(kvm: &Kvm) -> Result<Vec<kvm_msr_entry>, KvmError> {
     let list = kvm.get_msr_index_list().map_err(KvmError::Capabilities)?;
@@ -124,7 +141,8 @@ fn readable_msrs(kvm: &Kvm) -> Result<Vec<kvm_msr_entry>, KvmError> {
         let mut one = Msrs::from_entries(&[entry]).ok()?;
         matches!(vcpu.get_msrs(&mut one), Ok(1)).then(|| one.as_slice()[0])
     };
-    Ok(list.as_slice().iter().filter_map(read).take(KVM_MAX_MSR_ENTRIES).collect())
+    let listed = list.as_slice().iter().filter(|index| !HYPER_V_MSRS.contains(index));
+    Ok(listed.filter_map(read).take(KVM_MAX_MSR_ENTRIES).collect())
 }
 
 /// One VM with one vCPU that never runs. While it is open, the kernel's switches for "there is a VM"
