@@ -53,7 +53,8 @@ fn restoring(part: &'static str) -> impl Fn(kvm_ioctls::Error) -> StateError {
 
 /// The machine as it stands. Its vCPUs must not run, and must have finished their last instruction.
 pub(crate) fn save(vm: &Vm, reset_msrs: &[kvm_msr_entry]) -> Result<MachineState, StateError> {
-    let vcpus = vm.vcpus.iter().map(|vcpu| save_vcpu(vcpu, reset_msrs)).collect::<Result<_, _>>()?;
+    let mut vcpus = vm.vcpus.iter().map(|vcpu| save_vcpu(vcpu, reset_msrs)).collect::<Result<Vec<_>, _>>()?;
+    share_latest_tsc(vcpus.iter_mut().map(|vcpu| vcpu.msrs.as_mut_slice()).collect());
     let chips = [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_IRQCHIP_IOAPIC]
         .into_iter()
         .map(|chip_id| {
@@ -94,8 +95,10 @@ fn save_vcpu(vcpu: &VcpuFd, reset_msrs: &[kvm_msr_entry]) -> Result<VcpuState, S
         xsave: Box::new(vcpu.get_xsave().map_err(saving("floating-point state"))?),
         xcrs: vcpu.get_xcrs().map_err(saving("extended control registers"))?,
         debug_regs: vcpu.get_debug_regs().map_err(saving("debug registers"))?,
-        lapic: vcpu.get_lapic().map_err(saving("local APIC"))?,
+        // The timer's deadline, which is one of these, before the local APIC: KVM clears it when it
+        // delivers the interrupt, and may do so in between. The copy then has both, and not neither.
         msrs: save_msrs(vcpu, reset_msrs)?,
+        lapic: vcpu.get_lapic().map_err(saving("local APIC"))?,
         events: vcpu.get_vcpu_events().map_err(saving("pending events"))?,
     })
 }
@@ -128,7 +131,7 @@ fn save_msrs(vcpu: &VcpuFd, reset_msrs: &[kvm_msr_entry]) -> Result<Vec<kvm_msr_
     if read != reset_msrs.len() {
         return Err(failed(kvm_ioctls::Error::new(libc::EIO)));
     }
-    Ok(settle_timer(msrs.as_slice()))
+    Ok(deadline_last(msrs.as_slice()))
 }
 
 /// Writes those that a new vCPU does not have already: some hosts complain of a write even so.
@@ -150,18 +153,23 @@ fn msr_list(entries: &[kvm_msr_entry]) -> Result<Msrs, kvm_ioctls::Error> {
     Msrs::from_entries(entries).map_err(|_| kvm_ioctls::Error::new(libc::E2BIG))
 }
 
-/// The local APIC's timer deadline, last (its meaning depends on the other registers) and never lost: a
-/// deadline that reads 0 may have passed with its interrupt not yet delivered, and KVM does not save
-/// that. A deadline of "now" fires once more at worst, which the guest's timer code expects.
-fn settle_timer(msrs: &[kvm_msr_entry]) -> Vec<kvm_msr_entry> {
-    let tsc = msrs.iter().find(|msr| msr.index == MSR_IA32_TSC).map_or(0, |msr| msr.data);
-    let (mut deadline, mut settled): (Vec<_>, Vec<_>) =
+/// A timer's deadline is compared with the TSC when it is written, so it is written after it.
+fn deadline_last(msrs: &[kvm_msr_entry]) -> Vec<kvm_msr_entry> {
+    let (deadline, mut ordered): (Vec<_>, Vec<_>) =
         msrs.iter().copied().partition(|msr| msr.index == MSR_IA32_TSC_DEADLINE);
-    for msr in deadline.iter_mut().filter(|msr| msr.data == 0) {
-        msr.data = tsc;
+    ordered.extend(deadline);
+    ordered
+}
+
+/// Where the host's own TSC is unstable, KVM sets a vCPU's back to that of its last exit when it is asked. One
+/// that has been halted since would get its timers late by as long.
+fn share_latest_tsc(mut vcpus: Vec<&mut [kvm_msr_entry]>) {
+    let mut tscs: Vec<_> =
+        vcpus.iter_mut().flat_map(|msrs| msrs.iter_mut()).filter(|msr| msr.index == MSR_IA32_TSC).collect();
+    let latest = tscs.iter().map(|msr| msr.data).max().unwrap_or_default();
+    for tsc in &mut tscs {
+        tsc.data = latest;
     }
-    settled.append(&mut deadline);
-    settled
 }
 
 #[cfg(test)]
@@ -173,16 +181,17 @@ mod tests {
     }
 
     #[test]
-    fn a_timer_that_may_just_have_fired_fires_again() {
-        let settled = settle_timer(&[msr(MSR_IA32_TSC_DEADLINE, 0), msr(MSR_IA32_TSC, 1234), msr(0x174, 5)]);
-        let last = settled.last().unwrap();
-        assert_eq!((last.index, last.data), (MSR_IA32_TSC_DEADLINE, 1234));
-        assert_eq!(settled.len(), 3);
+    fn a_timer_is_set_when_everything_that_it_depends_on_is() {
+        let ordered = deadline_last(&[msr(MSR_IA32_TSC_DEADLINE, 77), msr(MSR_IA32_TSC, 1), msr(0x174, 5)]);
+        assert_eq!(ordered, [msr(MSR_IA32_TSC, 1), msr(0x174, 5), msr(MSR_IA32_TSC_DEADLINE, 77)]);
     }
 
     #[test]
-    fn a_timer_that_runs_keeps_its_deadline() {
-        let settled = settle_timer(&[msr(MSR_IA32_TSC_DEADLINE, 77), msr(MSR_IA32_TSC, 1)]);
-        assert_eq!(settled.last().unwrap().data, 77);
+    fn the_time_of_all_vcpus_is_that_of_the_latest() {
+        let mut halted = [msr(0x174, 5), msr(MSR_IA32_TSC, 1000)];
+        let mut busy = [msr(MSR_IA32_TSC, 3000), msr(0x174, 6)];
+        share_latest_tsc(vec![&mut halted, &mut busy]);
+        assert_eq!(halted, [msr(0x174, 5), msr(MSR_IA32_TSC, 3000)]);
+        assert_eq!(busy, [msr(MSR_IA32_TSC, 3000), msr(0x174, 6)]);
     }
 }
