@@ -2,6 +2,7 @@
 //! to the serial port. Whatever part of its console one sees, each byte must be its predecessor plus one:
 //! a step that is lost or done twice, or memory that is shared with a copy, shows.
 
+use crate::vmm::Vmm;
 use std::fs::File;
 use std::io::Write;
 
@@ -60,7 +61,7 @@ fn elf(code: &[u8]) -> Vec<u8> {
     image
 }
 
-/// Checks that the guest has counted without a gap.
+/// Checks that what is seen of the guest's counting has no gap.
 ///
 /// # Panics
 /// When it has not.
@@ -69,4 +70,16 @@ pub fn assert_counts_on(console: &[u8]) {
     for (at, pair) in console.windows(2).enumerate() {
         assert_eq!(pair[1], pair[0].wrapping_add(1), "at {at} of {} bytes", console.len());
     }
+}
+
+/// Checks that a frozen guest has counted without a gap from the first byte on: each byte is its number.
+///
+/// # Panics
+/// When it has not.
+#[track_caller]
+pub fn assert_has_counted(frozen: &Vmm) {
+    let console = frozen.console();
+    assert_counts_on(&console);
+    let number = frozen.inspect().console_bytes.to_le_bytes()[0];
+    assert_eq!(console.last(), Some(&number));
 }

@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "the first thing that goes wrong must fail the test")]
 
-use podflare_e2e::tiny_guest::{assert_counts_on, kernel};
+use podflare_e2e::tiny_guest::{assert_counts_on, assert_has_counted, kernel};
 use podflare_e2e::vmm::{Boot, Vmm};
 use podflare_e2e::wait::until;
 use podflare_wire::control::{BootConfig, Command};
@@ -22,9 +22,13 @@ fn boot_counter(vcpus: u8) -> Vmm {
     vmm
 }
 
-/// Waits until the guest has written more than that many bytes.
-fn wait_for_more(vmm: &Vmm, len: usize) -> Vec<u8> {
-    until("the guest to count on", || Some(vmm.console()).filter(|console| console.len() > len))
+fn console_bytes(vmm: &Vmm) -> u64 {
+    vmm.inspect().console_bytes
+}
+
+/// Waits until the guest has written more than that many bytes. Returns the last of them.
+fn wait_for_more(vmm: &Vmm, bytes: u64) -> Vec<u8> {
+    until("the guest to count on", || (console_bytes(vmm) > bytes).then(|| vmm.console()))
 }
 
 #[test]
@@ -33,12 +37,15 @@ fn a_copy_counts_on_from_where_its_source_was_paused() {
         let source = boot_counter(vcpus);
         let (copy, forked) = source.fork();
         assert!(forked.pause_us > 0);
-        let at_the_pause = copy.console();
-        assert_counts_on(&at_the_pause);
+        let at_the_pause = console_bytes(&copy);
+        assert_has_counted(&copy);
 
         copy.thaw();
-        assert_counts_on(&wait_for_more(&copy, at_the_pause.len()));
-        assert_counts_on(&wait_for_more(&source, at_the_pause.len()));
+        for machine in [&copy, &source] {
+            wait_for_more(machine, at_the_pause);
+            machine.freeze();
+            assert_has_counted(machine);
+        }
     }
 }
 
@@ -47,26 +54,30 @@ fn ten_generations_lose_no_step() {
     let mut newest = boot_counter(2);
     for _ in 0..10 {
         let (copy, _) = newest.fork();
-        let before = copy.console().len();
+        let before = console_bytes(&copy);
+        assert_has_counted(&copy);
         copy.thaw();
-        assert_counts_on(&wait_for_more(&copy, before));
+        wait_for_more(&copy, before);
         newest = copy;
     }
+    newest.freeze();
+    assert_has_counted(&newest);
 }
 
 #[test]
 fn one_frozen_twin_makes_many_copies_of_the_same_moment() {
     let source = boot_counter(1);
     let (twin, _) = source.fork();
-    let moment = twin.console();
+    let moment = console_bytes(&twin);
     let copies: Vec<Vmm> = (0..8).map(|_| twin.fork().0).collect();
     for copy in &copies {
-        assert_eq!(copy.console(), moment);
+        assert_eq!(console_bytes(copy), moment);
+        assert_eq!(copy.console(), twin.console());
         copy.thaw();
     }
     twin.thaw();
     for copy in copies.iter().chain([&twin]) {
-        assert_counts_on(&wait_for_more(copy, moment.len()));
+        assert_counts_on(&wait_for_more(copy, moment));
     }
 }
 
@@ -74,11 +85,14 @@ fn one_frozen_twin_makes_many_copies_of_the_same_moment() {
 fn a_frozen_machine_stands_still_and_goes_on() {
     let vmm = boot_counter(1);
     vmm.freeze();
-    let console = vmm.console();
-    assert_eq!(vmm.console(), console);
-    assert!(!vmm.inspect().running);
+    let frozen = vmm.inspect();
+    assert!(!frozen.running);
+    assert_has_counted(&vmm);
+    assert_eq!(vmm.inspect(), frozen);
     vmm.thaw();
-    assert_counts_on(&wait_for_more(&vmm, console.len()));
+    wait_for_more(&vmm, frozen.console_bytes);
+    vmm.freeze();
+    assert_has_counted(&vmm);
 }
 
 #[test]
@@ -87,8 +101,7 @@ fn a_copy_lives_on_when_its_source_is_killed() {
     let (copy, _) = source.fork();
     copy.thaw();
     drop(source);
-    let before = copy.console().len();
-    assert_counts_on(&wait_for_more(&copy, before));
+    assert_counts_on(&wait_for_more(&copy, console_bytes(&copy)));
 }
 
 #[test]
@@ -134,8 +147,7 @@ fn a_command_that_does_not_fit_the_phase_is_refused_and_changes_nothing() {
     running.freeze();
     assert!(running.refusal(&Command::Freeze).contains("frozen already"));
     running.thaw();
-    let before = running.console().len();
-    assert_counts_on(&wait_for_more(&running, before.min(1)));
+    assert_counts_on(&wait_for_more(&running, console_bytes(&running)));
 }
 
 #[test]

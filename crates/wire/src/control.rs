@@ -139,6 +139,8 @@ pub struct Inspection {
     pub disk_layers: u32,
     /// Open vsock connections.
     pub connections: u32,
+    /// All that the guest has ever written to its console, what it had before its forks included.
+    pub console_bytes: u64,
 }
 
 /// Something happened that no command asked for.

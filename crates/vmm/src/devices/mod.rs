@@ -141,6 +141,10 @@ impl Devices {
         lock(&self.serial).tail()
     }
 
+    pub(crate) fn console_bytes(&self) -> u64 {
+        lock(&self.serial).written_bytes()
+    }
+
     pub(crate) fn connection_count(&self) -> usize {
         lock(&self.vsock).device_mut().connection_count()
     }

@@ -11,14 +11,14 @@ use vm_superio::serial::{NoEvents, Serial};
 
 #[derive(Debug)]
 pub(crate) struct SerialConsole {
-    uart: Serial<Line, NoEvents, Tail>,
+    uart: Serial<Line, NoEvents, Console>,
     line: Line,
 }
 
 impl SerialConsole {
     pub(crate) fn new() -> SerialConsole {
         let line = Line::default();
-        SerialConsole { uart: Serial::new(line.clone(), Tail::default()), line }
+        SerialConsole { uart: Serial::new(line.clone(), Console::default()), line }
     }
 
     pub(crate) fn read(&mut self, offset: u8) -> u8 {
@@ -33,7 +33,12 @@ impl SerialConsole {
     }
 
     pub(crate) fn tail(&self) -> Vec<u8> {
-        self.uart.writer().0.iter().copied().collect()
+        self.uart.writer().tail.iter().copied().collect()
+    }
+
+    /// Bytes that the guest has ever written.
+    pub(crate) fn written_bytes(&self) -> u64 {
+        self.uart.writer().written_bytes
     }
 }
 
@@ -51,13 +56,17 @@ impl Trigger for Line {
 }
 
 #[derive(Debug, Default)]
-struct Tail(VecDeque<u8>);
+struct Console {
+    tail: VecDeque<u8>,
+    written_bytes: u64,
+}
 
-impl Write for Tail {
+impl Write for Console {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.extend(bytes);
-        let excess = self.0.len().saturating_sub(CONSOLE_TAIL_LEN_MAX);
-        self.0.drain(..excess);
+        self.tail.extend(bytes);
+        let excess = self.tail.len().saturating_sub(CONSOLE_TAIL_LEN_MAX);
+        self.tail.drain(..excess);
+        self.written_bytes += u64::try_from(bytes.len()).unwrap_or_default();
         Ok(bytes.len())
     }
 
@@ -82,5 +91,6 @@ mod tests {
         let tail = console.tail();
         assert_eq!(tail.len(), CONSOLE_TAIL_LEN_MAX);
         assert!(tail.ends_with(b"..panic"));
+        assert_eq!(console.written_bytes(), tail.len() as u64 + 5);
     }
 }
