@@ -76,8 +76,10 @@ struct Ports {
 pub(crate) struct Vsock {
     /// By host port, which is this device's own choice and so never met twice.
     connections: BTreeMap<u32, Connection>,
-    /// RSTs for the guest. They go out before anything else.
+    /// RSTs for the guest, of connections that are over. They go out before anything else.
     resets: VecDeque<Ports>,
+    /// RSTs for the guest, for what it has sent to nobody. They take no connection's place.
+    answers: VecDeque<Ports>,
     /// Host ports of connections that have something to say, in turn: one packet each.
     ready: VecDeque<u32>,
     transmitted: Transmitted,
@@ -99,6 +101,7 @@ impl Vsock {
         Vsock {
             connections: BTreeMap::new(),
             resets: VecDeque::new(),
+            answers: VecDeque::new(),
             ready: VecDeque::new(),
             transmitted: Transmitted::default(),
             next_host_port: HOST_PORT_FIRST,
@@ -221,7 +224,7 @@ impl Vsock {
         while self.ready.front().is_some_and(|host_port| !self.connections.contains_key(host_port)) {
             self.ready.pop_front();
         }
-        if self.resets.is_empty() && self.ready.is_empty() {
+        if self.resets.is_empty() && self.answers.is_empty() && self.ready.is_empty() {
             return Ok(Delivery::Idle);
         }
         let Some(chain) = next_chain(rx, memory)? else { return Ok(Delivery::NoBuffer) };
@@ -240,7 +243,7 @@ impl Vsock {
     /// The next packet: of a reset, or of the connection whose turn it is. None if that one has nothing
     /// to say after all.
     fn next_packet(&mut self, payload: Buffers<'_>) -> Result<Option<Header>, QueueError> {
-        if let Some(ports) = self.resets.pop_front() {
+        if let Some(ports) = self.resets.pop_front().or_else(|| self.answers.pop_front()) {
             return Ok(Some(address(ports, Header { op: op::RST, ..Header::default() })));
         }
         let Some(host) = self.ready.pop_front() else { return Ok(None) };
@@ -299,8 +302,9 @@ impl Vsock {
 
     /// A packet that belongs to no connection gets a RST, unless it is one.
     fn answer_stranger(&mut self, op: u16, ports: Ports) {
-        if op != op::RST && self.resets.len() < ANSWERS_MAX && !self.resets.contains(&ports) {
-            self.resets.push_back(ports);
+        let is_due = self.resets.contains(&ports) || self.answers.contains(&ports);
+        if op != op::RST && self.answers.len() < ANSWERS_MAX && !is_due {
+            self.answers.push_back(ports);
         }
     }
 
@@ -391,6 +395,7 @@ impl VirtioDevice for Vsock {
     /// Ends all connections but those that the guest has not heard of.
     fn reset(&mut self) {
         self.resets.clear();
+        self.answers.clear();
         self.ready.clear();
         self.transmitted = Transmitted::default();
         let host_ports: Vec<u32> = self.connections.keys().copied().collect();

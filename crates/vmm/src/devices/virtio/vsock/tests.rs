@@ -567,6 +567,23 @@ fn connections_have_a_limit_and_host_ports_differ() {
 }
 
 #[test]
+fn a_guest_that_talks_to_nobody_takes_no_connections_place() {
+    let mut guest = Guest::without_buffers();
+    let answers_max = u32::try_from(ANSWERS_MAX).unwrap();
+    for host_port in 0..2 * answers_max {
+        guest.send(Socket { host_port, received: 0 }, op::REQUEST, &[]);
+    }
+    let streams: Vec<UnixStream> = (0..CONNECTIONS_MAX).map(|_| guest.connect()).collect();
+    guest.offer_buffers(100);
+    assert_eq!(guest.expect(op::RST).src_port, 0);
+    while guest.vsock().answers.len() + guest.vsock().ready.len() > 0 {
+        while guest.next().is_some() {}
+        guest.offer_buffers(100 - guest.buffers.len());
+    }
+    assert_eq!(guest.vsock().connection_count(), streams.len());
+}
+
+#[test]
 fn transmitted_buffers_come_back_with_the_next_interrupt() {
     let mut guest = Guest::new();
     let (socket, mut stream) = guest.accept();
