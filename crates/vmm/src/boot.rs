@@ -35,6 +35,8 @@ pub(crate) enum BootError {
         limits::MEMORY_MIB_MAX
     )]
     MemorySize { mib: u32 },
+    #[error("A disk of {bytes} bytes was asked for; at most {} GiB are possible", limits::DISK_GIB_MAX)]
+    DiskSize { bytes: u64 },
     #[error("Could not open the disk")]
     Disk(#[from] DiskError),
     #[error("Could not make guest memory")]
@@ -93,6 +95,9 @@ fn check(config: &BootConfig) -> Result<(), BootError> {
     if !(limits::MEMORY_MIB_MIN..=limits::MEMORY_MIB_MAX).contains(&config.memory_mib) {
         return Err(BootError::MemorySize { mib: config.memory_mib });
     }
+    if config.disk_bytes > u64::from(limits::DISK_GIB_MAX) << 30 {
+        return Err(BootError::DiskSize { bytes: config.disk_bytes });
+    }
     Ok(())
 }
 
@@ -111,4 +116,31 @@ fn enter(vm: &Vm, memory: &GuestMemory, entry: GuestAddress) -> Result<(), Entry
         vcpu.set_msrs(&msrs)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LARGEST: BootConfig = BootConfig {
+        vcpus: limits::VCPUS_MAX,
+        memory_mib: limits::MEMORY_MIB_MAX,
+        disk_bytes: (limits::DISK_GIB_MAX as u64) << 30,
+        command_line: String::new(),
+        huge_pages: false,
+    };
+
+    #[test]
+    fn a_machine_within_the_limits_is_accepted_and_none_beyond_them() {
+        assert!(check(&LARGEST).is_ok());
+        assert!(matches!(check(&BootConfig { vcpus: 0, ..LARGEST }), Err(BootError::Vcpus { .. })));
+        let vcpus = limits::VCPUS_MAX + 1;
+        assert!(matches!(check(&BootConfig { vcpus, ..LARGEST }), Err(BootError::Vcpus { .. })));
+        for memory_mib in [limits::MEMORY_MIB_MIN - 1, limits::MEMORY_MIB_MAX + 1] {
+            let config = BootConfig { memory_mib, ..LARGEST };
+            assert!(matches!(check(&config), Err(BootError::MemorySize { .. })));
+        }
+        let disk_bytes = LARGEST.disk_bytes + 4096;
+        assert!(matches!(check(&BootConfig { disk_bytes, ..LARGEST }), Err(BootError::DiskSize { .. })));
+    }
 }

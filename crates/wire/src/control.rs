@@ -42,7 +42,7 @@ pub enum Command {
     /// Connects a stream to a vsock port of the guest, as soon as it runs. Descriptor: the stream's
     /// other end. The stream is closed when the guest refuses or resets it.
     Connect { port: u32 },
-    /// Asks for counters and memory figures.
+    /// Asks what the microVM is made of and what it has used so far.
     Inspect,
     /// Asks for the end of the guest's console.
     ReadConsole,
@@ -55,8 +55,8 @@ pub struct BootConfig {
     pub vcpus: u8,
     /// `limits::MEMORY_MIB_MIN..=limits::MEMORY_MIB_MAX`.
     pub memory_mib: u32,
-    /// Size of the root disk as the guest sees it, in bytes; at least the base image's size, and a
-    /// multiple of 4,096.
+    /// Size of the root disk as the guest sees it, in bytes; at least the base image's size, a multiple
+    /// of 4,096, and at most `limits::DISK_GIB_MAX`.
     pub disk_bytes: u64,
     /// The guest kernel's command line.
     pub command_line: String,

@@ -3,9 +3,6 @@
 /// The longest control message between hostd and a VMM, in bytes.
 pub const CONTROL_MESSAGE_LEN_MAX: usize = 64 * 1024;
 
-/// The most descriptors that travel with one control message.
-pub const CONTROL_DESCRIPTORS_MAX: usize = 8;
-
 /// The most runs of hot pages; with each at most 13 bytes long they fit into one control message.
 pub const HOT_PAGE_RUNS_MAX: usize = 4096;
 
