@@ -7,10 +7,10 @@ use podflare_wire::guest::{
     AGENT_PORT, ENTROPY_LEN, Event, ExecId, Language, OutputStream, PROTOCOL, Renewal, Request,
 };
 use podflare_wire::limits::EVENT_FRAME_LEN_MAX;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// A renewed connection.
 #[derive(Debug)]
@@ -18,6 +18,17 @@ pub struct Agent {
     stream: UnixStream,
     frames: FrameReader,
     next_exec: u32,
+}
+
+/// What there was instead of an answer.
+#[derive(Debug)]
+pub enum NoAnswer {
+    /// Nothing, for as long as it was waited for.
+    Nothing,
+    /// The connection was closed.
+    Closed,
+    /// Another answer than any that may come.
+    Unexpected(Event),
 }
 
 #[expect(clippy::unwrap_used, reason = "the first thing that goes wrong must fail the test")]
@@ -33,11 +44,11 @@ impl Agent {
                 Some(other) => panic!("{other:?}"),
                 // Nobody listens yet.
                 None => {
-                    std::thread::sleep(std::time::Duration::from_millis(100));
+                    std::thread::sleep(Duration::from_millis(100));
                     continue;
                 }
             }
-            agent.renew(seed);
+            agent.renew(seed).unwrap();
             return agent;
         }
     }
@@ -47,39 +58,45 @@ impl Agent {
     pub fn connect_and_thaw(vmm: &Vmm, seed: u8) -> Agent {
         let mut agent = Agent::open(vmm);
         vmm.thaw();
-        assert_eq!(agent.receive(), Some(Event::Hello { protocol: PROTOCOL }));
-        agent.renew(seed);
+        agent.greet().unwrap();
+        agent.renew(seed).unwrap();
         agent
     }
 
-    fn open(vmm: &Vmm) -> Agent {
+    /// Connects, and waits for nothing. [`Agent::greet`] and [`Agent::renew`] come next.
+    pub fn open(vmm: &Vmm) -> Agent {
         let (ours, theirs) = UnixStream::pair().unwrap();
         vmm.connect(AGENT_PORT, &OwnedFd::from(theirs));
         ours.set_read_timeout(Some(DEADLINE)).unwrap();
         Agent { stream: ours, frames: FrameReader::new(EVENT_FRAME_LEN_MAX), next_exec: 0 }
     }
 
+    /// Waits no longer than this for each answer.
+    pub fn set_patience(&self, patience: Duration) {
+        self.stream.set_read_timeout(Some(patience)).unwrap();
+    }
+
     /// Runs Python and returns its output.
     pub fn python(&mut self, code: &str) -> String {
-        self.exec(Language::Python, code)
+        self.exec(Language::Python, code).unwrap()
     }
 
     pub fn bash(&mut self, code: &str) -> String {
-        self.exec(Language::Bash, code)
+        self.exec(Language::Bash, code).unwrap()
     }
 
-    fn exec(&mut self, language: Language, code: &str) -> String {
+    pub fn exec(&mut self, language: Language, code: &str) -> Result<String, NoAnswer> {
         let exec = ExecId(self.next_exec);
         self.next_exec += 1;
-        self.send(&Request::Exec { exec, language, code: code.to_owned() });
+        self.send(&Request::Exec { exec, language, code: code.to_owned() })?;
         let mut output = Vec::new();
         loop {
-            match self.receive() {
-                Some(Event::Output { exec: of, stream: OutputStream::Stdout, data }) if of == exec => {
+            match self.next_event()? {
+                Event::Output { exec: of, stream: OutputStream::Stdout, data } if of == exec => {
                     output.extend(data);
                 }
-                Some(Event::Exited { exit_code: 0, .. }) => return String::from_utf8(output).unwrap(),
-                other => panic!("{other:?}"),
+                Event::Exited { exit_code: 0, .. } => return Ok(String::from_utf8(output).unwrap()),
+                other => return Err(NoAnswer::Unexpected(other)),
             }
         }
     }
@@ -89,31 +106,54 @@ impl Agent {
         self.receive().is_none()
     }
 
-    fn renew(&mut self, seed: u8) {
+    /// Waits for the agent's first word.
+    pub fn greet(&mut self) -> Result<(), NoAnswer> {
+        match self.next_event()? {
+            Event::Hello { protocol: PROTOCOL } => Ok(()),
+            other => Err(NoAnswer::Unexpected(other)),
+        }
+    }
+
+    pub fn renew(&mut self, seed: u8) -> Result<(), NoAnswer> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
         self.send(&Request::Renew(Renewal {
             entropy: vec![seed; ENTROPY_LEN],
             unix_time_ns: u64::try_from(now.as_nanos()).unwrap(),
             hostname: format!("guest-{seed}"),
-        }));
-        assert!(matches!(self.receive(), Some(Event::Renewed { .. })));
+        }))?;
+        match self.next_event()? {
+            Event::Renewed { .. } => Ok(()),
+            other => Err(NoAnswer::Unexpected(other)),
+        }
     }
 
-    fn send(&mut self, request: &Request) {
-        self.stream.write_all(&encode_frame(request)).unwrap();
+    fn send(&mut self, request: &Request) -> Result<(), NoAnswer> {
+        self.stream.write_all(&encode_frame(request)).map_err(|_| NoAnswer::Closed)
     }
 
+    /// None when the connection was closed.
     fn receive(&mut self) -> Option<Event> {
+        match self.next_event() {
+            Ok(event) => Some(event),
+            Err(NoAnswer::Closed) => None,
+            Err(other) => panic!("{other:?}"),
+        }
+    }
+
+    fn next_event(&mut self) -> Result<Event, NoAnswer> {
         loop {
             if let Some(event) = self.frames.next_message().unwrap() {
-                return Some(event);
+                return Ok(event);
             }
             let mut bytes = [0; 64 * 1024];
             match self.stream.read(&mut bytes) {
-                Ok(0) => return None,
+                Ok(0) => return Err(NoAnswer::Closed),
                 Ok(count) => self.frames.push(&bytes[..count]),
-                Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => return None,
-                Err(error) => panic!("{error}"),
+                Err(error) => match error.kind() {
+                    ErrorKind::ConnectionReset => return Err(NoAnswer::Closed),
+                    ErrorKind::WouldBlock => return Err(NoAnswer::Nothing),
+                    _ => panic!("{error}"),
+                },
             }
         }
     }

@@ -133,6 +133,21 @@ impl Vmm {
         }
     }
 
+    /// What the process says of its end, if it has ended.
+    pub fn end(&self) -> Option<String> {
+        match self.channel().receive(CONTROL_MESSAGE_LEN_MAX) {
+            Ok((bytes, _)) => match codec::decode(&bytes).unwrap() {
+                Message::Event(Event::Ended { reason, console_tail }) => {
+                    Some(format!("{reason:?}; its console:\n{}", String::from_utf8_lossy(&console_tail)))
+                }
+                Message::Reply(reply) => panic!("{reply:?}"),
+            },
+            Err(ChannelError::Closed) => Some("nothing at all".into()),
+            Err(ChannelError::WouldBlock) => None,
+            Err(error) => panic!("{error}"),
+        }
+    }
+
     /// The descriptors that the process holds, as the kernel names them.
     pub fn open_files(&self) -> Vec<String> {
         let name = |entry: std::io::Result<std::fs::DirEntry>| {
