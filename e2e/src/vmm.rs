@@ -140,7 +140,7 @@ impl Vmm {
                 Message::Event(Event::Ended { reason, console_tail }) => {
                     Some(format!("{reason:?}; its console:\n{}", String::from_utf8_lossy(&console_tail)))
                 }
-                Message::Reply(reply) => panic!("{reply:?}"),
+                other => panic!("{other:?}"),
             },
             Err(ChannelError::Closed) => Some("nothing at all".into()),
             Err(ChannelError::WouldBlock) => None,
