@@ -13,6 +13,8 @@ pub mod linux_guest;
 pub mod place;
 /// What processes there are, by the kernel's account.
 pub mod processes;
+/// A guest of a few bytes whose state is all over the processor, for tests of save and restore.
+pub mod state_guest;
 /// A guest of a few bytes, for tests of the VMM alone.
 pub mod tiny_guest;
 /// One VMM process, spoken to over its control channel.

@@ -6,7 +6,7 @@ use crate::vmm::Vmm;
 use std::fs::File;
 use std::io::Write;
 
-const ENTRY: u64 = 0x10_0000;
+pub(crate) const ENTRY: u64 = 0x10_0000;
 const HEADER_LEN: usize = 64;
 const SEGMENT_LEN: usize = 56;
 
@@ -40,7 +40,7 @@ fn code(touched_mib: u32) -> Vec<u8> {
 }
 
 /// A 64-bit ELF file with this code as its one segment.
-fn elf(code: &[u8]) -> Vec<u8> {
+pub(crate) fn elf(code: &[u8]) -> Vec<u8> {
     let mut image = vec![0; HEADER_LEN + SEGMENT_LEN];
     let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
     put(0, b"\x7fELF\x02\x01\x01");

@@ -2,12 +2,18 @@
 
 #![expect(clippy::unwrap_used, reason = "the first thing that goes wrong must fail the test")]
 
+use podflare_e2e::state_guest;
 use podflare_e2e::tiny_guest::{assert_counts_on, assert_has_counted, kernel};
 use podflare_e2e::vmm::{Boot, Vmm};
 use podflare_e2e::wait::until;
 use podflare_wire::control::{BootConfig, Command};
+use std::fs::File;
 
 fn boot_counter(vcpus: u8) -> Vmm {
+    boot(kernel(0), vcpus)
+}
+
+fn boot(kernel: File, vcpus: u8) -> Vmm {
     let vmm = Vmm::start();
     let config = BootConfig {
         vcpus,
@@ -17,7 +23,7 @@ fn boot_counter(vcpus: u8) -> Vmm {
         huge_pages: false,
     };
     let file = || tempfile::tempfile().unwrap();
-    vmm.boot(&Boot { kernel: kernel(0), initramfs: file(), disk_base: file(), config });
+    vmm.boot(&Boot { kernel, initramfs: file(), disk_base: file(), config });
     wait_for_more(&vmm, 0);
     vmm
 }
@@ -62,6 +68,22 @@ fn ten_generations_lose_no_step() {
     }
     newest.freeze();
     assert_has_counted(&newest);
+}
+
+#[test]
+fn registers_timers_and_a_second_vcpu_go_on_in_a_copy() {
+    for vcpus in [1, 2] {
+        let mut newest = boot(state_guest::kernel(vcpus), vcpus);
+        for generation in 1..=10 {
+            let (copy, _) = newest.fork();
+            let before = console_bytes(&copy);
+            copy.thaw();
+            let console = wait_for_more(&copy, before + 2);
+            let letters = String::from_utf8_lossy(&console);
+            assert!(console.iter().all(|&letter| letter == state_guest::WELL), "{generation}: {letters}");
+            newest = copy;
+        }
+    }
 }
 
 #[test]
