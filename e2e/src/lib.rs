@@ -13,6 +13,9 @@ pub mod linux_guest;
 pub mod place;
 /// What processes there are, by the kernel's account.
 pub mod processes;
+/// A guest of a few bytes that keeps a device busy for ever.
+pub mod refilling_guest;
+mod second_vcpu;
 /// A guest of a few bytes whose state is all over the processor, for tests of save and restore.
 pub mod state_guest;
 /// A guest of a few bytes, for tests of the VMM alone.

@@ -3,6 +3,7 @@
 //! the serial port, and halts until the local APIC's timer wakes it. `.` says that all is well, a letter what
 //! is not; a timer that is lost, or a second vCPU that stands still, makes it silent.
 
+use crate::second_vcpu;
 use crate::tiny_guest::{ENTRY, elf};
 use std::fs::File;
 use std::io::Write;
@@ -80,33 +81,22 @@ const SET_UP: &[&[u8]] = &[
     &[0x48, 0xc1, 0xea, 0x20],                               // shr rdx, 32
     &[0xb9, 0x02, 0x01, 0x00, 0xc0],                         // mov ecx, KERNEL_GS_BASE
     &[0x0f, 0x30],                                           // wrmsr
-    // The local APIC, its registers as MSRs, and its timer with a deadline.
-    &[0xb9, 0x1b, 0x00, 0x00, 0x00],                         // mov ecx, APIC_BASE
-    &[0x0f, 0x32],                                           // rdmsr
-    &[0x0d, 0x00, 0x0c, 0x00, 0x00],                         // or eax, enabled and x2APIC
-    &[0x0f, 0x30],                                           // wrmsr
-    &[0xb9, 0x0f, 0x08, 0x00, 0x00],                         // mov ecx, X2APIC_SIVR
-    &[0xb8, 0xff, 0x01, 0x00, 0x00],                         // mov eax, enabled, vector 0xff
-    &[0x31, 0xd2],                                           // xor edx, edx
-    &[0x0f, 0x30],                                           // wrmsr
+];
+
+/// The local APIC's timer waits for a deadline.
+#[rustfmt::skip]
+const SET_UP_TIMER: &[&[u8]] = &[
     &[0xb9, 0x32, 0x08, 0x00, 0x00],                         // mov ecx, X2APIC_LVT_TIMER
+    &[0x31, 0xd2],                                           // xor edx, edx
     &[0xb8, VECTOR, 0x00, 0x04, 0x00],                       // mov eax, TSC deadline and the vector
     &[0x0f, 0x30],                                           // wrmsr
 ];
 
-/// Starts the second vCPU, in real mode, at 0x30000: it counts at 0x30100.
+/// The second vCPU counts at 0x30100.
 #[rustfmt::skip]
-const START_SECOND_VCPU: &[&[u8]] = &[
-    &[0x48, 0xb8,                                            // mov rax, the code of the second vCPU:
-        0x2e, 0x66, 0xff, 0x06, 0x00, 0x01,                  //   inc dword [cs:0x100]
-        0xeb, 0xf8],                                         //   jmp to inc
-    &[0x48, 0x89, 0x04, 0x25, 0x00, 0x00, 0x03, 0x00],       // mov [0x30000], rax
-    &[0xba, 0x01, 0x00, 0x00, 0x00],                         // mov edx, vCPU 1
-    &[0xb9, 0x30, 0x08, 0x00, 0x00],                         // mov ecx, X2APIC_ICR
-    &[0xb8, 0x00, 0x45, 0x00, 0x00],                         // mov eax, INIT
-    &[0x0f, 0x30],                                           // wrmsr
-    &[0xb8, 0x30, 0x46, 0x00, 0x00],                         // mov eax, start at page 0x30
-    &[0x0f, 0x30],                                           // wrmsr
+const SECOND_VCPU: [u8; 8] = [
+    0x2e, 0x66, 0xff, 0x06, 0x00, 0x01,                      // inc dword [cs:0x100]
+    0xeb, 0xf8,                                              // jmp to inc
 ];
 
 /// A letter, and what is to be compared: an instruction sequence that ends with flags for "not equal".
@@ -173,8 +163,10 @@ fn code(vcpus: u8) -> Vec<u8> {
     let mut code = vec![0xeb, 19]; // jmp over the handler
     code.extend(INTERRUPT_HANDLER);
     code.extend(SET_UP.concat());
+    code.extend(second_vcpu::ENABLE_LOCAL_APIC.concat());
+    code.extend(SET_UP_TIMER.concat());
     if vcpus > 1 {
-        code.extend(START_SECOND_VCPU.concat());
+        code.extend(second_vcpu::start(&SECOND_VCPU));
     }
     let round = code.len();
     let mut jumps = Vec::new();

@@ -2,10 +2,10 @@
 
 #![expect(clippy::unwrap_used, reason = "the first thing that goes wrong must fail the test")]
 
-use podflare_e2e::state_guest;
 use podflare_e2e::tiny_guest::{assert_counts_on, assert_has_counted, kernel};
 use podflare_e2e::vmm::{Boot, Vmm};
 use podflare_e2e::wait::until;
+use podflare_e2e::{refilling_guest, state_guest};
 use podflare_wire::control::{BootConfig, Command};
 use std::fs::File;
 
@@ -124,6 +124,21 @@ fn a_copy_lives_on_when_its_source_is_killed() {
     copy.thaw();
     drop(source);
     assert_counts_on(&wait_for_more(&copy, console_bytes(&copy)));
+}
+
+#[test]
+fn a_guest_that_keeps_a_device_busy_is_forked_frozen_and_ended_all_the_same() {
+    let source = boot(refilling_guest::kernel(), 2);
+    wait_for_more(&source, console_bytes(&source) + 100);
+    let (copy, _) = source.fork();
+    copy.thaw();
+    for machine in [source, copy] {
+        wait_for_more(&machine, console_bytes(&machine) + 100);
+        machine.freeze();
+        machine.thaw();
+        wait_for_more(&machine, console_bytes(&machine));
+        machine.hang_up();
+    }
 }
 
 #[test]
