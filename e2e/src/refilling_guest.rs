@@ -1,6 +1,6 @@
 //! A guest of a few hundred bytes, as an ELF "kernel", that never lets a device come to an end: while the first
-//! of its two vCPUs notifies the entropy device and writes a character to the serial port, on and on, the
-//! second one makes each buffer available again as soon as the device has used it.
+//! of its two vCPUs notifies the disk and writes a character to the serial port, on and on, the second one makes
+//! each request again as soon as the disk has answered it.
 
 use crate::second_vcpu;
 use crate::tiny_guest::elf;
@@ -8,13 +8,15 @@ use std::fs::File;
 use std::io::Write;
 use virtio_bindings::virtio_mmio as register;
 
-const ENTROPY_DEVICE: u32 = 0xd000_2000;
+const DISK: u32 = 0xd000_0000;
 
-/// The queue, where real mode reaches it, and its one buffer.
+/// The queue, where real mode reaches it, and the buffers of its one request.
 const DESCRIPTORS: u32 = 0x4_0000;
 const AVAILABLE: u32 = 0x4_0100;
 const USED: u32 = 0x4_0200;
-const BUFFER: u32 = 0x30_0000;
+const HEADER: u32 = 0x30_0000;
+const STATUS: u32 = 0x30_1000;
+const CONTENT: u32 = 0x40_0000;
 
 /// The guest as a kernel image, for a machine of two vCPUs.
 ///
@@ -30,10 +32,24 @@ pub fn kernel() -> File {
 /// The boot's page tables end at 1 GiB; a page of 2 MiB with the devices is added to them.
 const MAP_DEVICES: [(u32, u32); 2] = [(0xa018, 0xc003), (0xc400, 0xd000_0083)];
 
-/// All available chains begin at descriptor 0, since the ring is memory that was never written.
-const MAKE_QUEUE: [(u32, u32); 3] = [(DESCRIPTORS, BUFFER), (DESCRIPTORS + 8, 16), (DESCRIPTORS + 12, 2)];
+/// A request to read 15 MiB from the disk's beginning, which a header of zeros is: so long that the second vCPU
+/// is there first even if its thread has to wait. All available chains are this one, since the ring is memory
+/// that was never written.
+const MAKE_REQUEST: [(u32, u32); 9] = [
+    (DESCRIPTORS, HEADER),
+    (DESCRIPTORS + 8, 16),
+    (DESCRIPTORS + 12, 1 << 16 | NEXT),
+    (DESCRIPTORS + 16, CONTENT),
+    (DESCRIPTORS + 24, 15 << 20),
+    (DESCRIPTORS + 28, 2 << 16 | WRITABLE | NEXT),
+    (DESCRIPTORS + 32, STATUS),
+    (DESCRIPTORS + 40, 1),
+    (DESCRIPTORS + 44, WRITABLE),
+];
+const NEXT: u32 = 1;
+const WRITABLE: u32 = 2;
 
-/// Version 1 and nothing else, and the one queue of 8.
+/// Version 1 and nothing else, and 8 chains at a time.
 const SET_UP_DEVICE: [(u32, u32); 11] = [
     (register::VIRTIO_MMIO_STATUS, 1),
     (register::VIRTIO_MMIO_STATUS, 1 | 2),
@@ -61,13 +77,13 @@ const SECOND_VCPU: [u8; 16] = [
 
 fn code() -> Vec<u8> {
     let mut code = Vec::new();
-    for (address, value) in MAP_DEVICES.into_iter().chain(MAKE_QUEUE) {
+    for (address, value) in MAP_DEVICES.into_iter().chain(MAKE_REQUEST) {
         code.extend([0xc7, 0x04, 0x25]); // mov dword [address], value
         code.extend(address.to_le_bytes());
         code.extend(value.to_le_bytes());
     }
-    code.push(0xbb); // mov ebx, ENTROPY_DEVICE
-    code.extend(ENTROPY_DEVICE.to_le_bytes());
+    code.push(0xbb); // mov ebx, DISK
+    code.extend(DISK.to_le_bytes());
     for (offset, value) in SET_UP_DEVICE {
         code.extend([0xc7, 0x83]); // mov dword [rbx + offset], value
         code.extend(offset.to_le_bytes());

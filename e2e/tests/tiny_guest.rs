@@ -18,7 +18,7 @@ fn boot(kernel: File, vcpus: u8) -> Vmm {
     let config = BootConfig {
         vcpus,
         memory_mib: 128,
-        disk_bytes: 1 << 20,
+        disk_bytes: 16 << 20,
         command_line: String::new(),
         huge_pages: false,
     };
@@ -129,11 +129,11 @@ fn a_copy_lives_on_when_its_source_is_killed() {
 #[test]
 fn a_guest_that_keeps_a_device_busy_is_forked_frozen_and_ended_all_the_same() {
     let source = boot(refilling_guest::kernel(), 2);
-    wait_for_more(&source, console_bytes(&source) + 100);
+    wait_for_more(&source, console_bytes(&source) + 2);
     let (copy, _) = source.fork();
     copy.thaw();
     for machine in [source, copy] {
-        wait_for_more(&machine, console_bytes(&machine) + 100);
+        wait_for_more(&machine, console_bytes(&machine) + 2);
         machine.freeze();
         machine.thaw();
         wait_for_more(&machine, console_bytes(&machine));
