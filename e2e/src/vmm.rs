@@ -150,6 +150,8 @@ impl Vmm {
 
     /// The descriptors that the process holds, as the kernel names them.
     pub fn open_files(&self) -> Vec<String> {
+        // It lets go of what it has sent only after its reply, but before it answers the next command.
+        self.inspect();
         let name = |entry: std::io::Result<std::fs::DirEntry>| {
             let target = std::fs::read_link(entry.unwrap().path()).unwrap_or_default();
             target.to_string_lossy().into_owned()
