@@ -6,7 +6,8 @@ use crate::devices::virtio::block::disk::DiskError;
 use crate::error::chain;
 use crate::kvm::vcpu::install_stop_signal;
 use crate::machine::{
-    Copied, End, ForkError, ForkTimes, Forked, Frozen, FrozenForked, NotPaused, Running, ThawError, Wake,
+    Copied, End, ForkError, ForkTimes, Forked, Frozen, FrozenForked, NotPaused, NotRecording, Running,
+    ThawError, Wake,
 };
 use podflare_channel::{Channel, ChannelError};
 use podflare_wire::codec;
@@ -155,7 +156,7 @@ fn when_empty(command: Command, descriptors: Vec<OwnedFd>, channel: &Channel) ->
 
 fn when_running(running: Box<Running>, command: &Command, descriptors: Vec<OwnedFd>) -> Next {
     match command {
-        Command::Fork | Command::Freeze if running.recorded_pages().is_some() => {
+        Command::Fork | Command::Freeze if running.is_recording() => {
             refuse(Phase::Running(running), "a recording machine can be neither forked nor frozen")
         }
         Command::Fork => match copy_descriptors(descriptors) {
@@ -207,7 +208,11 @@ fn when_frozen(
             Err(reason) => refuse(Phase::Frozen(frozen), reason),
         },
         Command::Thaw => thawed(frozen.thaw(channel.as_fd())),
-        Command::ThawRecording => thawed(frozen.thaw_recording(channel.as_fd())),
+        Command::ThawRecording => match frozen.thaw_recording(channel.as_fd()) {
+            Ok(running) => thawed(Ok(running)),
+            Err(NotRecording::Frozen(frozen, error)) => refuse(Phase::Frozen(frozen), &chain(&error)),
+            Err(NotRecording::Lost(error)) => Next::End(failed(&error)),
+        },
         Command::SetHotPages(runs) => match frozen.set_hot_pages(runs) {
             Ok(()) => Next::Reply(Phase::Frozen(frozen), Reply::HotPagesSet, None),
             Err(error) => refuse(Phase::Frozen(frozen), &chain(&error)),

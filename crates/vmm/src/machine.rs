@@ -16,7 +16,7 @@ use crate::devices::Devices;
 use crate::devices::virtio::block::disk::DiskError;
 use crate::devices::virtio::vsock::{ConnectError, host_port_of};
 use crate::error::chain;
-use crate::hot_pages::recorder::{RecordError, Recorder};
+use crate::hot_pages::recorder::{Permission, RecordError, Recorder};
 use crate::hot_pages::{HotPages, HotPagesError};
 use crate::kvm::state::{MachineState, StateError, restore, save};
 use crate::kvm::vcpu::{Stop, VcpuThreads};
@@ -66,6 +66,15 @@ pub(crate) enum StartError {
     Descriptors(#[source] std::io::Error),
     #[error("Could not start a vCPU's thread")]
     Thread(#[source] std::io::Error),
+}
+
+/// Why a machine does not run and record.
+#[derive(Debug)]
+pub(crate) enum NotRecording {
+    /// It may not; nothing has changed.
+    Frozen(Box<Frozen>, RecordError),
+    /// Its memory had been touched already.
+    Lost(ThawError),
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -238,6 +247,10 @@ impl Running {
         self.body.inspect(true)
     }
 
+    pub(crate) fn is_recording(&self) -> bool {
+        self.recorder.is_some()
+    }
+
     /// What has been touched since a recording thaw.
     pub(crate) fn recorded_pages(&self) -> Option<Vec<PageRun>> {
         self.recorder.as_ref().map(Recorder::pages)
@@ -312,14 +325,18 @@ impl Frozen {
     pub(crate) fn thaw_recording(
         mut self,
         control: BorrowedFd<'_>,
-    ) -> Result<(Running, Thawed), (Box<Frozen>, ThawError)> {
-        let recorder = match Recorder::start(&self.body.memory) {
-            Ok(recorder) => recorder,
-            Err(error) => return Err((Box::new(self), error.into())),
+    ) -> Result<(Running, Thawed), NotRecording> {
+        let permission = match Permission::ask() {
+            Ok(permission) => permission,
+            Err(error) => return Err(NotRecording::Frozen(Box::new(self), error)),
         };
         // What is brought in unasked would count as touched.
         self.body.hot_pages = HotPages::default();
-        let (mut running, thawed) = self.thaw_with(control, Platform::build_without_workers)?;
+        let recorder = Recorder::start(permission, &self.body.memory)
+            .map_err(|error| NotRecording::Lost(error.into()))?;
+        let (mut running, thawed) = self
+            .thaw_with(control, Platform::build_without_workers)
+            .map_err(|(_, error)| NotRecording::Lost(error))?;
         running.recorder = Some(recorder);
         Ok((running, thawed))
     }

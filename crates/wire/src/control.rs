@@ -30,7 +30,7 @@ pub enum Command {
     /// Makes a frozen microVM run. Everything that was connected to it before the fork is reset.
     Thaw,
     /// Like `Thaw`, but slowly: it notes which pages of memory the guest touches, for `ReadHotPages`. The
-    /// microVM can be neither forked nor frozen any more.
+    /// microVM can be neither forked nor frozen any more, and ends if it fails after it was allowed to record.
     ThawRecording,
     /// Asks a recording microVM which pages have been touched since its thaw.
     ReadHotPages,

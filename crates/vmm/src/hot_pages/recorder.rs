@@ -58,9 +58,19 @@ struct Fault {
     protected: bool,
 }
 
+/// Leave to record, and nothing changed yet.
+#[derive(Debug)]
+pub(crate) struct Permission(OwnedFd);
+
+impl Permission {
+    pub(crate) fn ask() -> Result<Permission, RecordError> {
+        open().map(Permission).map_err(RecordError::Userfaultfd)
+    }
+}
+
 impl Recorder {
-    pub(crate) fn start(memory: &GuestMemory) -> Result<Recorder, RecordError> {
-        let fd = open().map_err(RecordError::Userfaultfd)?;
+    /// After an error, parts of the memory may be lost: the machine is of no use any more.
+    pub(crate) fn start(Permission(fd): Permission, memory: &GuestMemory) -> Result<Recorder, RecordError> {
         let mut ranges = Vec::new();
         for region in memory.iter() {
             let (host, len) = (region.as_ptr().addr() as u64, region.len());
