@@ -3,6 +3,10 @@
 
 /// The agent in a Linux guest, spoken to without hostd.
 pub mod agent;
+/// A guest of a few hundred bytes whose vCPUs watch each other count, for tests of one instant.
+pub mod counters_guest;
+/// A guest of a few hundred bytes that writes to its disk and reads again what it wrote.
+pub mod disk_guest;
 /// Percentiles of samples.
 pub mod figures;
 /// A hostd with its sandboxes, spoken to over HTTP.
@@ -20,6 +24,7 @@ mod second_vcpu;
 pub mod state_guest;
 /// A guest of a few bytes, for tests of the VMM alone.
 pub mod tiny_guest;
+mod virtio_disk;
 /// One VMM process, spoken to over its control channel.
 pub mod vmm;
 /// Waiting for a condition, with a deadline.

@@ -4,16 +4,10 @@
 
 use crate::second_vcpu;
 use crate::tiny_guest::elf;
+use crate::virtio_disk::{self, DESCRIPTORS, NEXT, WRITABLE};
 use std::fs::File;
 use std::io::Write;
-use virtio_bindings::virtio_mmio as register;
-
-const DISK: u32 = 0xd000_0000;
-
-/// The queue, where real mode reaches it, and the buffers of its one request.
-const DESCRIPTORS: u32 = 0x4_0000;
-const AVAILABLE: u32 = 0x4_0100;
-const USED: u32 = 0x4_0200;
+/// The buffers of the one request.
 const HEADER: u32 = 0x30_0000;
 const STATUS: u32 = 0x30_1000;
 const CONTENT: u32 = 0x40_0000;
@@ -29,9 +23,6 @@ pub fn kernel() -> File {
     file
 }
 
-/// The boot's page tables end at 1 GiB; a page of 2 MiB with the devices is added to them.
-const MAP_DEVICES: [(u32, u32); 2] = [(0xa018, 0xc003), (0xc400, 0xd000_0083)];
-
 /// A request to read 15 MiB from the disk's beginning, which a header of zeros is: so long that the second vCPU
 /// is there first even if its thread has to wait. All available chains are this one, since the ring is memory
 /// that was never written.
@@ -46,24 +37,6 @@ const MAKE_REQUEST: [(u32, u32); 9] = [
     (DESCRIPTORS + 40, 1),
     (DESCRIPTORS + 44, WRITABLE),
 ];
-const NEXT: u32 = 1;
-const WRITABLE: u32 = 2;
-
-/// Version 1 and nothing else, and 8 chains at a time.
-const SET_UP_DEVICE: [(u32, u32); 11] = [
-    (register::VIRTIO_MMIO_STATUS, 1),
-    (register::VIRTIO_MMIO_STATUS, 1 | 2),
-    (register::VIRTIO_MMIO_DRIVER_FEATURES_SEL, 1),
-    (register::VIRTIO_MMIO_DRIVER_FEATURES, 1),
-    (register::VIRTIO_MMIO_STATUS, 1 | 2 | 8),
-    (register::VIRTIO_MMIO_QUEUE_NUM, 8),
-    (register::VIRTIO_MMIO_QUEUE_DESC_LOW, DESCRIPTORS),
-    (register::VIRTIO_MMIO_QUEUE_AVAIL_LOW, AVAILABLE),
-    (register::VIRTIO_MMIO_QUEUE_USED_LOW, USED),
-    (register::VIRTIO_MMIO_QUEUE_READY, 1),
-    (register::VIRTIO_MMIO_STATUS, 1 | 2 | 8 | 4),
-];
-
 /// Keeps the available ring seven chains ahead of the used one.
 #[rustfmt::skip]
 const SECOND_VCPU: [u8; 16] = [
@@ -76,19 +49,7 @@ const SECOND_VCPU: [u8; 16] = [
 ];
 
 fn code() -> Vec<u8> {
-    let mut code = Vec::new();
-    for (address, value) in MAP_DEVICES.into_iter().chain(MAKE_REQUEST) {
-        code.extend([0xc7, 0x04, 0x25]); // mov dword [address], value
-        code.extend(address.to_le_bytes());
-        code.extend(value.to_le_bytes());
-    }
-    code.push(0xbb); // mov ebx, DISK
-    code.extend(DISK.to_le_bytes());
-    for (offset, value) in SET_UP_DEVICE {
-        code.extend([0xc7, 0x83]); // mov dword [rbx + offset], value
-        code.extend(offset.to_le_bytes());
-        code.extend(value.to_le_bytes());
-    }
+    let mut code = virtio_disk::set_up(&MAKE_REQUEST);
     code.extend(second_vcpu::ENABLE_LOCAL_APIC.concat());
     code.extend(second_vcpu::start(&SECOND_VCPU));
     code.extend([0xba, 0xf8, 0x03, 0x00, 0x00]); // mov edx, 0x3f8

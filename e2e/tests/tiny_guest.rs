@@ -5,7 +5,7 @@
 use podflare_e2e::tiny_guest::{assert_counts_on, assert_has_counted, kernel};
 use podflare_e2e::vmm::{Boot, Vmm};
 use podflare_e2e::wait::until;
-use podflare_e2e::{refilling_guest, state_guest};
+use podflare_e2e::{counters_guest, disk_guest, refilling_guest, state_guest};
 use podflare_wire::control::{BootConfig, Command};
 use std::fs::File;
 
@@ -198,4 +198,41 @@ fn a_boot_that_cannot_work_says_why() {
         huge_pages: false,
     }));
     assert!(reason.contains("kernel"), "{reason}");
+}
+
+/// Waits until the guest has written more than that many bytes, and checks that all of the last ones say that
+/// all is well.
+fn assert_well_after(vmm: &Vmm, bytes: u64, well: u8) {
+    let console = wait_for_more(vmm, bytes);
+    assert!(console.iter().all(|&letter| letter == well), "{}", String::from_utf8_lossy(&console));
+}
+
+#[test]
+fn vcpus_under_load_are_copied_at_one_instant() {
+    for vcpus in [1, 2, 4] {
+        let mut source = boot(counters_guest::kernel(vcpus, 64), vcpus);
+        for _ in 0..10 {
+            let (copy, _) = source.fork();
+            let at_the_fork = console_bytes(&copy);
+            copy.thaw();
+            for machine in [&copy, &source] {
+                assert_well_after(machine, at_the_fork + 10, counters_guest::WELL);
+            }
+            source = copy;
+        }
+    }
+}
+
+#[test]
+fn a_disk_under_load_is_copied_at_one_instant_and_shared_with_nobody() {
+    let mut source = boot(disk_guest::kernel(), 1);
+    for _ in 0..10 {
+        let (copy, _) = source.fork();
+        let at_the_fork = console_bytes(&copy);
+        copy.thaw();
+        for machine in [&copy, &source] {
+            assert_well_after(machine, at_the_fork + 100, disk_guest::WELL);
+        }
+        source = copy;
+    }
 }
