@@ -42,8 +42,6 @@ enum Phase {
 /// What to do after a command.
 enum Next {
     Reply(Phase, Reply, Option<OwnedFd>),
-    /// The command was carried out, and the machine has ended with it.
-    LastReply(Reply, Option<OwnedFd>, Event),
     /// This process is a copy now: it has a channel of its own, and nobody waits for a reply.
     Copy(Result<Frozen, DiskError>, Channel),
     End(Event),
@@ -63,10 +61,6 @@ pub fn serve(mut channel: Channel) -> Result<(), ServeError> {
             Next::Reply(after, reply, descriptor) => {
                 send_reply(&channel, reply, descriptor.as_ref())?;
                 phase = after;
-            }
-            Next::LastReply(reply, descriptor, event) => {
-                send_reply(&channel, reply, descriptor.as_ref())?;
-                return send(&channel, &Message::Event(event), &[]);
             }
             Next::Copy(copy, own) => {
                 channel = own;
@@ -252,10 +246,7 @@ fn fork_running(running: Running, own: Channel, layer: File) -> Next {
         Ok(Forked::Copy(frozen)) => Next::Copy(frozen, own),
         Ok(Forked::Source { running, result, times }) => {
             let (reply, pidfd) = forked(result, times);
-            match running {
-                Ok(running) => Next::Reply(Phase::Running(Box::new(running)), reply, pidfd),
-                Err(end) => Next::LastReply(reply, pidfd, ended(end)),
-            }
+            Next::Reply(Phase::Running(Box::new(running)), reply, pidfd)
         }
         Err(what) => not_paused(what),
     }
@@ -267,7 +258,7 @@ fn fork_frozen(frozen: Frozen, own: Channel, layer: File) -> Next {
         FrozenForked::Copy(frozen) => Next::Copy(frozen, own),
         FrozenForked::Source { frozen, result } => {
             let fork_us = u64::try_from(forking.elapsed().as_micros()).unwrap_or(u64::MAX);
-            let times = ForkTimes { pause_us: 0, save_us: 0, fork_us };
+            let times = ForkTimes { pause_us: 0, stop_us: 0, save_us: 0, fork_us };
             let (reply, pidfd) = forked(result, times);
             Next::Reply(Phase::Frozen(Box::new(frozen)), reply, pidfd)
         }
@@ -277,9 +268,9 @@ fn fork_frozen(frozen: Frozen, own: Channel, layer: File) -> Next {
 fn forked(result: Result<Copied, ForkError>, times: ForkTimes) -> (Reply, Option<OwnedFd>) {
     match result {
         Ok(Copied { pid, pidfd }) => {
-            let ForkTimes { pause_us, save_us, fork_us } = times;
+            let ForkTimes { pause_us, stop_us, save_us, fork_us } = times;
             let pid = pid.as_raw_nonzero().get().cast_unsigned();
-            let reply = Reply::Forked(control::Forked { pid, pause_us, save_us, fork_us });
+            let reply = Reply::Forked(control::Forked { pid, pause_us, stop_us, save_us, fork_us });
             (reply, Some(pidfd))
         }
         Err(error) => (refused(&chain(&error)), None),

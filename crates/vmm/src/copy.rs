@@ -13,8 +13,9 @@ pub(crate) enum Side {
 #[error("The kernel could not copy the process")]
 pub(crate) struct CopyError(#[source] std::io::Error);
 
-/// Copies this process. Its callers have ended every thread of ours but this one; a kernel's own worker
-/// that KVM may show among the process's threads holds no lock of ours and is not copied.
+/// Copies this process. Only the calling thread is copied. Its callers have parked every other thread of ours,
+/// so that none owns anything or holds a lock; a kernel's own worker that KVM may show among the process's
+/// threads holds no lock of ours either.
 pub(crate) fn copy_process() -> Result<Side, CopyError> {
     let mut pidfd: libc::c_int = -1;
     let args = libc::clone_args {
@@ -32,7 +33,7 @@ pub(crate) fn copy_process() -> Result<Side, CopyError> {
         cgroup: 0,
     };
     // SAFETY: without a stack and without CLONE_VM this is fork(2): the copy returns here with memory
-    // of its own. No other thread exists whose locks it could inherit. `args` outlives the call.
+    // of its own. No other thread holds a lock that it could inherit. `args` outlives the call.
     let result = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of_val(&args)) };
     match i32::try_from(result).ok().map(Pid::from_raw) {
         Some(None) => Ok(Side::Copy),

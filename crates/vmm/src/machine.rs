@@ -8,14 +8,13 @@
 //! ```
 //!
 //! `Running` has KVM descriptors and vCPU threads; `Frozen` has neither, only memory and saved state.
-//! A fork stops the threads, saves the state and copies the process: the source starts its threads
+//! A fork parks the threads, saves the state and copies the process: the source wakes its threads
 //! again, the copy drops what it inherited of KVM and is a `Frozen`.
 
 use crate::copy::{CopyError, Side, copy_process};
 use crate::devices::Devices;
 use crate::devices::virtio::block::disk::DiskError;
 use crate::devices::virtio::vsock::{ConnectError, host_port_of};
-use crate::error::chain;
 use crate::hot_pages::recorder::{Permission, RecordError, Recorder};
 use crate::hot_pages::{HotPages, HotPagesError};
 use crate::kvm::state::{MachineState, StateError, restore, save};
@@ -96,6 +95,14 @@ pub(crate) struct End {
     pub(crate) console_tail: Vec<u8>,
 }
 
+/// A machine that stands still, its KVM side intact.
+struct Paused {
+    running: Running,
+    vm: Vm,
+    state: MachineState,
+    stop_us: u64,
+}
+
 /// What became of a machine that could not be brought to a stand.
 #[derive(Debug)]
 pub(crate) enum NotPaused {
@@ -125,12 +132,7 @@ pub(crate) enum Wake {
 /// The two sides of a fork of a running machine.
 #[derive(Debug)]
 pub(crate) enum Forked {
-    /// A source that could not be started again has ended; its copy is there all the same.
-    Source {
-        running: Result<Running, End>,
-        result: Result<Copied, ForkError>,
-        times: ForkTimes,
-    },
+    Source { running: Running, result: Result<Copied, ForkError>, times: ForkTimes },
     Copy(Result<Frozen, DiskError>),
 }
 
@@ -150,6 +152,7 @@ pub(crate) struct Copied {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ForkTimes {
     pub(crate) pause_us: u64,
+    pub(crate) stop_us: u64,
     pub(crate) save_us: u64,
     pub(crate) fork_us: u64,
 }
@@ -172,20 +175,20 @@ impl Running {
             Err(error) => return Err((Box::new(body), StartError::Descriptors(error))),
         };
         let threads = VcpuThreads::default();
-        let mut running = Running { threads, body, vm: fd, signals, poller, recorder: None };
+        let running = Running { threads, body, vm: fd, signals, poller, recorder: None };
         running.body.devices.set_poller(Some(running.poller.clone()));
         running.serve_all_queues();
-        match running.start_threads(vcpus) {
-            Ok(()) => Ok(running),
-            Err(error) => Err((Box::new(running.abandon()), error)),
+        match VcpuThreads::start(vcpus, &running.signals, &running.body.devices) {
+            Ok(threads) => Ok(Running { threads, ..running }),
+            Err(error) => Err((Box::new(running.abandon()), StartError::Thread(error))),
         }
     }
 
     /// Copies the machine. Returns on both sides; `layer` becomes the copy's disk layer.
     pub(crate) fn fork(self, layer: File) -> Result<Forked, NotPaused> {
         let paused = Instant::now();
-        let (running, vm, state) = self.pause()?;
-        let save_us = micros(paused);
+        let Paused { running, vm, state, stop_us } = self.pause()?;
+        let save_us = micros(paused) - stop_us;
         let forking = Instant::now();
         let result = match running.body.copy() {
             Ok(Side::Copy) => {
@@ -196,15 +199,15 @@ impl Running {
             Err(error) => Err(error),
         };
         let fork_us = micros(forking);
-        let running = running.resume(vm.vcpus);
-        let times = ForkTimes { pause_us: micros(paused), save_us, fork_us };
+        running.resume(vm.vcpus);
+        let times = ForkTimes { pause_us: micros(paused), stop_us, save_us, fork_us };
         Ok(Forked::Source { running, result, times })
     }
 
     /// Stops the machine. Returns the time that it took.
     pub(crate) fn freeze(self) -> Result<(Frozen, u64), NotPaused> {
         let paused = Instant::now();
-        let (running, vm, state) = self.pause()?;
+        let Paused { running, vm, state, .. } = self.pause()?;
         drop(vm);
         let body = running.abandon();
         Ok((Frozen { body, state }, micros(paused)))
@@ -256,42 +259,37 @@ impl Running {
         self.recorder.as_ref().map(Recorder::pages)
     }
 
-    /// Ends all vCPU threads and saves the state. The machine stands still with its KVM side intact.
-    fn pause(mut self) -> Result<(Running, Vm, MachineState), NotPaused> {
+    /// Parks all vCPU threads and saves the state.
+    fn pause(mut self) -> Result<Paused, NotPaused> {
+        let stopping = Instant::now();
         let vcpus = self.stop_vcpus().map_err(|reason| NotPaused::Ended(self.end(reason)))?;
+        let stop_us = micros(stopping);
         let vm = Vm { fd: self.vm.clone(), vcpus };
         match save(&vm, self.body.platform.reset_msrs()) {
-            Ok(state) => Ok((self, vm, state)),
-            Err(error) => match self.resume(vm.vcpus) {
-                Ok(running) => Err(NotPaused::Running(Box::new(running), error)),
-                Err(end) => Err(NotPaused::Ended(end)),
-            },
+            Ok(state) => Ok(Paused { running: self, vm, state, stop_us }),
+            Err(error) => {
+                self.resume(vm.vcpus);
+                Err(NotPaused::Running(Box::new(self), error))
+            }
         }
     }
 
-    /// Ends all vCPU threads. An error if one of the vCPUs had stopped by itself.
+    /// Parks all vCPU threads. An error if one of the vCPUs had stopped by itself.
     fn stop_vcpus(&mut self) -> Result<Vec<kvm_ioctls::VcpuFd>, EndReason> {
-        let reason = |stopped| match stopped {
-            Some((vcpu, Stop::Asked)) => Ok(vcpu),
-            Some((_, Stop::Reset)) => Err(EndReason::Reset),
-            Some((_, Stop::Failed(detail))) => Err(EndReason::VcpuFailed { detail }),
-            None => Err(EndReason::Failed { detail: "a vCPU's thread panicked".into() }),
+        let reason = |(vcpu, stop)| match stop {
+            Stop::Asked => Ok(vcpu),
+            Stop::Reset => Err(EndReason::Reset),
+            Stop::Failed(detail) => Err(EndReason::VcpuFailed { detail }),
         };
-        self.threads.stop().into_iter().map(reason).collect()
+        self.body.devices.set_pausing(true);
+        let stopped = self.threads.stop();
+        self.body.devices.set_pausing(false);
+        stopped.into_iter().map(reason).collect()
     }
 
-    /// Starts the vCPUs of a machine that stands still.
-    fn resume(mut self, vcpus: Vec<kvm_ioctls::VcpuFd>) -> Result<Running, End> {
-        match self.start_threads(vcpus) {
-            Ok(()) => Ok(self),
-            Err(error) => Err(self.end(EndReason::Failed { detail: chain(&error) })),
-        }
-    }
-
-    fn start_threads(&mut self, vcpus: Vec<kvm_ioctls::VcpuFd>) -> Result<(), StartError> {
-        self.threads =
-            VcpuThreads::start(vcpus, &self.signals, &self.body.devices).map_err(StartError::Thread)?;
-        Ok(())
+    /// Lets the vCPUs of a machine that stands still go on.
+    fn resume(&self, vcpus: Vec<kvm_ioctls::VcpuFd>) {
+        self.threads.resume(vcpus, &self.signals, &self.body.devices);
     }
 
     fn end(&self, reason: EndReason) -> End {
@@ -309,6 +307,7 @@ impl Running {
 
     /// In the copy: lets go of all that belongs to the source.
     fn become_copy(self, layer: File, state: MachineState) -> Result<Frozen, DiskError> {
+        self.threads.forget();
         self.body.devices.become_copy(layer)?;
         Ok(Frozen { body: self.body, state })
     }

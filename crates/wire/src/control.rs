@@ -111,6 +111,8 @@ pub struct Forked {
     pub pid: u32,
     /// How long the source's vCPUs stood still; 0 for a frozen source.
     pub pause_us: u64,
+    /// The part of the pause until all vCPUs stood still.
+    pub stop_us: u64,
     /// The part of the pause that saved the machine's state.
     pub save_us: u64,
     /// The part of the pause that was fork(2).

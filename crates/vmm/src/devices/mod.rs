@@ -12,6 +12,7 @@ use crate::memory::GuestMemory;
 use serial::SerialConsole;
 use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use virtio::Served;
 use virtio::block::Block;
@@ -27,6 +28,8 @@ pub(crate) struct Devices {
     block: Mutex<MmioTransport<Block>>,
     vsock: Mutex<MmioTransport<Vsock>>,
     rng: Mutex<MmioTransport<Rng>>,
+    /// The machine is being brought to a stand: rounds of long requests end early.
+    pausing: Arc<AtomicBool>,
 }
 
 /// What is left to do after a device was called.
@@ -50,11 +53,13 @@ const CMOS_DATA_PORT: u16 = 0x71;
 
 impl Devices {
     pub(crate) fn new(memory: &GuestMemory, disk: Disk) -> Devices {
+        let pausing = Arc::new(AtomicBool::new(false));
         Devices {
             serial: Mutex::new(SerialConsole::new()),
-            block: Mutex::new(MmioTransport::new(Block::new(disk), memory.clone())),
+            block: Mutex::new(MmioTransport::new(Block::new(disk, pausing.clone()), memory.clone())),
             vsock: Mutex::new(MmioTransport::new(Vsock::new(), memory.clone())),
             rng: Mutex::new(MmioTransport::new(Rng::new(), memory.clone())),
+            pausing,
         }
     }
 
@@ -124,6 +129,12 @@ impl Devices {
     /// Where the host sides of connections are watched; nowhere while the machine is frozen.
     pub(crate) fn set_poller(&self, poller: Option<Arc<Epoll>>) {
         lock(&self.vsock).device_mut().set_poller(poller);
+    }
+
+    /// While this holds, a thread that serves a device comes back after the request that it is at. What is left
+    /// is [`Due::round`].
+    pub(crate) fn set_pausing(&self, pausing: bool) {
+        self.pausing.store(pausing, Ordering::Relaxed);
     }
 
     /// In the source, just before it is copied: what is on the disk is shared from now on.

@@ -1,10 +1,16 @@
-//! The vCPUs' threads: each runs the guest, serves its accesses to devices, and ends by returning the vCPU.
+//! The vCPUs' threads: each runs the guest and serves its accesses to devices. A machine that is forked parks
+//! them and wakes them again; they end with the machine.
+//!
+//! A thread that is parked owns nothing and holds no lock: it has handed over its vCPU and all that it needs to
+//! run it. So a copy of the process, which has none of the threads, has all that they had. Threads are parked and
+//! not ended because some kernels (before Linux 6.13) make a vCPU that comes to another thread wait for an RCU
+//! grace period, which is milliseconds, before it runs.
 
 use crate::devices::Devices;
 use crate::signals::Signals;
 use kvm_ioctls::{VcpuExit, VcpuFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
@@ -21,23 +27,46 @@ pub(crate) enum Stop {
     Failed(String),
 }
 
-/// The threads of all vCPUs of a machine. They end at the latest when this is dropped: no vCPU runs in
-/// memory that its machine has given up.
+/// The threads of all vCPUs of a machine. They end when this is dropped: no vCPU runs in memory that its machine
+/// has given up.
 #[derive(Debug, Default)]
-pub(crate) struct VcpuThreads(Vec<VcpuThread>);
+pub(crate) struct VcpuThreads {
+    threads: Vec<JoinHandle<()>>,
+    gate: Arc<Gate>,
+}
 
+/// Where threads are parked.
+#[derive(Debug, Default)]
+struct Gate {
+    places: Mutex<Vec<Place>>,
+    stopped: Condvar,
+    opened: Condvar,
+}
+
+/// What one thread is to do, or has done.
 #[derive(Debug)]
-struct VcpuThread {
-    thread: JoinHandle<(VcpuFd, Stop)>,
-    immediate_exit: ImmediateExit,
+enum Place {
+    Run(Work),
+    Runs(ImmediateExit),
+    Stopped(VcpuFd, Stop),
+    Parked,
+    End,
+}
+
+/// What a thread needs to run a vCPU.
+#[derive(Debug)]
+struct Work {
+    vcpu: VcpuFd,
+    signals: Arc<Signals>,
+    devices: Arc<Devices>,
 }
 
 /// KVM's flag "return from the next run at once", in the page that a vCPU shares with KVM.
 #[derive(Debug, Clone, Copy)]
 struct ImmediateExit(*const AtomicU8);
 
-// SAFETY: the pointee is an atomic, and its page stays mapped while the vCPU lives, which its thread
-// returns only when it ends.
+// SAFETY: the pointee is an atomic, and its page stays mapped while the vCPU lives, which its thread gives away
+// only together with this.
 unsafe impl Send for ImmediateExit {}
 
 impl ImmediateExit {
@@ -59,60 +88,120 @@ pub(crate) fn install_stop_signal() -> Result<(), vmm_sys_util::errno::Error> {
 }
 
 impl VcpuThreads {
-    /// Runs all vCPUs, or none.
+    /// Makes a thread for each vCPU, and runs all of them, or none.
     pub(crate) fn start(
         vcpus: Vec<VcpuFd>,
         signals: &Arc<Signals>,
         devices: &Arc<Devices>,
     ) -> std::io::Result<VcpuThreads> {
         let mut threads = VcpuThreads::default();
-        for vcpu in vcpus {
-            threads.0.push(VcpuThread::start(vcpu, signals.clone(), devices.clone())?);
+        for index in 0..vcpus.len() {
+            let gate = threads.gate.clone();
+            gate.places().push(Place::Parked);
+            let thread = std::thread::Builder::new().name("vcpu".into()).stack_size(STACK_LEN);
+            threads.threads.push(thread.spawn(move || serve(&gate, index))?);
         }
+        threads.resume(vcpus, signals, devices);
         Ok(threads)
     }
 
-    /// Stops all vCPUs. Says of each why it has stopped; nothing of one whose thread has panicked.
-    pub(crate) fn stop(&mut self) -> Vec<Option<(VcpuFd, Stop)>> {
-        for thread in &self.0 {
-            thread.stop();
+    /// Stops all vCPUs and parks their threads. Says of each vCPU why it has stopped.
+    pub(crate) fn stop(&mut self) -> Vec<(VcpuFd, Stop)> {
+        let mut places = self.gate.places();
+        for (place, thread) in places.iter_mut().zip(&self.threads) {
+            if let Place::Runs(immediate_exit) = place {
+                // The flag covers the time before KVM_RUN, the signal the time inside it.
+                immediate_exit.get().store(1, Ordering::Release);
+                let sent = thread.kill(SIGRTMIN());
+                debug_assert!(sent.is_ok(), "a thread that is not joined can be signalled: {sent:?}");
+            }
         }
-        self.0.drain(..).map(|thread| thread.thread.join().ok()).collect()
+        let stopping = |places: &mut Vec<Place>| places.iter().any(|place| matches!(place, Place::Runs(_)));
+        places = self.gate.stopped.wait_while(places, stopping).unwrap_or_else(PoisonError::into_inner);
+        let taken = places.iter_mut().map(|place| match std::mem::replace(place, Place::Parked) {
+            Place::Stopped(vcpu, stop) => Some((vcpu, stop)),
+            // Its thread has yet to begin.
+            Place::Run(work) => Some((work.vcpu, Stop::Asked)),
+            Place::Runs(_) | Place::Parked | Place::End => None,
+        });
+        taken.flatten().collect()
+    }
+
+    /// Wakes the parked threads with these vCPUs.
+    pub(crate) fn resume(&self, vcpus: Vec<VcpuFd>, signals: &Arc<Signals>, devices: &Arc<Devices>) {
+        let mut places = self.gate.places();
+        for (place, vcpu) in places.iter_mut().zip(vcpus) {
+            *place = Place::Run(Work { vcpu, signals: signals.clone(), devices: devices.clone() });
+        }
+        // One call for all: whoever is woken first may take the processor at once.
+        self.gate.opened.notify_all();
+    }
+
+    /// In a copy of the process, which has none of the parked threads: nothing is left to end. What the C
+    /// library keeps of them, their stacks above all, stays.
+    pub(crate) fn forget(self) {
+        std::mem::forget(self);
     }
 }
 
 impl Drop for VcpuThreads {
     fn drop(&mut self) {
         self.stop();
+        self.gate.places().iter_mut().for_each(|place| *place = Place::End);
+        self.gate.opened.notify_all();
+        for thread in self.threads.drain(..) {
+            // A thread that panics ends the process (see `main`).
+            thread.join().ok();
+        }
     }
 }
 
-impl VcpuThread {
-    /// Runs the vCPU until it is stopped, and tells if it stops by itself.
-    fn start(mut vcpu: VcpuFd, signals: Arc<Signals>, devices: Arc<Devices>) -> std::io::Result<VcpuThread> {
-        let immediate_exit = ImmediateExit::of(&mut vcpu);
-        immediate_exit.get().store(0, Ordering::Release);
-        let thread =
-            std::thread::Builder::new().name("vcpu".into()).stack_size(STACK_LEN).spawn(move || {
-                let stop = run(&mut vcpu, immediate_exit, &signals, &devices);
-                if stop != Stop::Asked {
-                    signals.vcpu_ended();
+impl Gate {
+    fn places(&self) -> MutexGuard<'_, Vec<Place>> {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Parks the thread until there is work for it; none means that it is to end.
+    fn next_work(&self, index: usize) -> Option<Work> {
+        let mut places = self.places();
+        loop {
+            match std::mem::replace(&mut places[index], Place::Parked) {
+                Place::Run(mut work) => {
+                    let immediate_exit = ImmediateExit::of(&mut work.vcpu);
+                    immediate_exit.get().store(0, Ordering::Release);
+                    places[index] = Place::Runs(immediate_exit);
+                    return Some(work);
                 }
-                (vcpu, stop)
-            })?;
-        Ok(VcpuThread { thread, immediate_exit })
+                Place::End => return None,
+                place => places[index] = place,
+            }
+            places = self.opened.wait(places).unwrap_or_else(PoisonError::into_inner);
+        }
     }
 
-    /// Asks the vCPU to stop.
-    fn stop(&self) {
-        // The flag covers the time before KVM_RUN, the signal the time inside it.
-        self.immediate_exit.get().store(1, Ordering::Release);
-        let sent = self.thread.kill(SIGRTMIN());
-        debug_assert!(sent.is_ok(), "a thread that is not joined can be signalled: {sent:?}");
+    /// Hands a vCPU over, with nothing else left in the thread's hands.
+    fn hand_over(&self, index: usize, work: Work, stop: Stop) {
+        let Work { vcpu, signals, devices } = work;
+        drop((signals, devices));
+        self.places()[index] = Place::Stopped(vcpu, stop);
+        self.stopped.notify_one();
     }
 }
 
-fn run(vcpu: &mut VcpuFd, immediate_exit: ImmediateExit, signals: &Signals, devices: &Devices) -> Stop {
+/// Runs what the thread is given until it is to end; tells if a vCPU stops by itself.
+fn serve(gate: &Gate, index: usize) {
+    while let Some(mut work) = gate.next_work(index) {
+        let stop = run(&mut work);
+        if stop != Stop::Asked {
+            work.signals.vcpu_ended();
+        }
+        gate.hand_over(index, work, stop);
+    }
+}
+
+fn run(work: &mut Work) -> Stop {
+    let immediate_exit = ImmediateExit::of(&mut work.vcpu);
+    let Work { vcpu, signals, devices } = work;
     loop {
         match vcpu.run() {
             Ok(VcpuExit::MmioWrite(address, data)) => signals.settle(devices.mmio_write(address, data)),

@@ -26,7 +26,7 @@ fn serve_counting(channel: Channel, copies: mpsc::Sender<u32>, forks: Arc<Atomic
                 Command::Fork => {
                     forks.fetch_add(1, Ordering::SeqCst);
                     let (pid, pidfd) = copy(descriptors.remove(0), &copies);
-                    let times = Forked { pid, pause_us: 3_000, save_us: 1_000, fork_us: 2_000 };
+                    let times = Forked { pid, pause_us: 3_000, stop_us: 0, save_us: 1_000, fork_us: 2_000 };
                     (Reply::Forked(times), Some(pidfd))
                 }
                 Command::Thaw => (Reply::Thawed(Thawed { build_us: 1, restore_us: 2, prefault_us: 0 }), None),

@@ -78,12 +78,25 @@ fn next_chain<'m>(
 fn serve_queue<'m>(
     queue: &mut Queue,
     memory: &'m GuestMemory,
+    serve: impl FnMut(DescriptorChain<&'m GuestMemory>) -> Result<u32, QueueError>,
+) -> Result<Served, QueueError> {
+    serve_queue_until(queue, memory, || false, serve)
+}
+
+/// Like [`serve_queue`], for requests that take long: the round ends before the next one when `stop` says so.
+fn serve_queue_until<'m>(
+    queue: &mut Queue,
+    memory: &'m GuestMemory,
+    stop: impl Fn() -> bool,
     mut serve: impl FnMut(DescriptorChain<&'m GuestMemory>) -> Result<u32, QueueError>,
 ) -> Result<Served, QueueError> {
     let mut any = false;
     let mut more = true;
     queue.disable_notification(memory)?;
     for _ in 0..queue.size() {
+        if stop() {
+            break;
+        }
         if let Some(chain) = next_chain(queue, memory)? {
             let head = chain.head_index();
             let written = serve(chain)?;

@@ -10,9 +10,11 @@ pub(crate) mod disk;
 mod map;
 mod request;
 
-use super::{GuestMemory, Queue, QueueError, Served, VirtioDevice, read_config_bytes, serve_queue};
+use super::{GuestMemory, Queue, QueueError, Served, VirtioDevice, read_config_bytes, serve_queue_until};
 use disk::Disk;
 use request::{DISCARD_SECTORS_MAX, DISCARD_SEGMENTS_MAX, SECTOR_LEN, SEGMENT_LEN_MAX, SEGMENTS_MAX};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use virtio_bindings::virtio_blk as blk;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
@@ -32,11 +34,13 @@ pub(crate) struct Block {
     config: [u8; CONFIG_LEN],
     /// Content on its way between the disk and guest memory.
     bounce: Vec<u8>,
+    /// The machine is being brought to a stand: what is not yet begun waits.
+    pausing: Arc<AtomicBool>,
 }
 
 impl Block {
-    pub(crate) fn new(disk: Disk) -> Block {
-        Block { config: config_of(&disk), bounce: vec![0; request::BOUNCE_LEN], disk }
+    pub(crate) fn new(disk: Disk, pausing: Arc<AtomicBool>) -> Block {
+        Block { config: config_of(&disk), bounce: vec![0; request::BOUNCE_LEN], disk, pausing }
     }
 
     pub(crate) fn disk_mut(&mut self) -> &mut Disk {
@@ -66,8 +70,11 @@ impl VirtioDevice for Block {
         queues: &mut [Queue],
         memory: &GuestMemory,
     ) -> Result<Served, QueueError> {
-        let Block { disk, bounce, .. } = self;
-        serve_queue(&mut queues[index], memory, |chain| request::serve(chain, memory, disk, bounce))
+        let Block { disk, bounce, pausing, .. } = self;
+        let stop = || pausing.load(Ordering::Relaxed);
+        serve_queue_until(&mut queues[index], memory, stop, |chain| {
+            request::serve(chain, memory, disk, bounce)
+        })
     }
 }
 

@@ -14,7 +14,8 @@ const UNSUPPORTED: u8 = 2;
 fn driver_on(layer: File) -> Driver<Block> {
     let mut base = tempfile::tempfile().unwrap();
     base.write_all(&[0xba; 8192]).unwrap();
-    Driver::new(Block::new(Disk::new(base, layer, DISK_LEN).unwrap()))
+    let disk = Disk::new(base, layer, DISK_LEN).unwrap();
+    Driver::new(Block::new(disk, Arc::new(AtomicBool::new(false))))
 }
 
 fn driver() -> Driver<Block> {
@@ -52,6 +53,21 @@ fn read(driver: &mut Driver<Block>, sector: u64, len: usize) -> Vec<u8> {
 
 fn range(sector: u64, sectors: u32, flags: u32) -> Vec<u8> {
     [&sector.to_le_bytes()[..], &sectors.to_le_bytes(), &flags.to_le_bytes()].concat()
+}
+
+#[test]
+fn requests_that_come_while_the_machine_is_brought_to_a_stand_wait_for_the_next_round() {
+    let mut driver = driver();
+    let pausing = driver.transport.device_mut().pausing.clone();
+    let parts =
+        [driver.readable(&header(blk::VIRTIO_BLK_T_GET_ID, 0)), driver.writable(20), driver.writable(1)];
+    let head = driver.offer(0, &parts);
+    pausing.store(true, Ordering::Relaxed);
+    assert_eq!(driver.transport.serve_all_queues(), Served { raise: false, more: true });
+    assert_eq!(driver.used(0), None);
+    pausing.store(false, Ordering::Relaxed);
+    assert_eq!(driver.transport.serve_all_queues(), Served { raise: true, more: false });
+    assert_eq!(driver.used(0), Some((head, 21)));
 }
 
 #[test]
