@@ -86,18 +86,28 @@ impl Agent {
     }
 
     pub fn exec(&mut self, language: Language, code: &str) -> Result<String, NoAnswer> {
+        let exec = self.begin(language, code)?;
+        let mut output = Vec::new();
+        while let Some(data) = self.next_output(exec)? {
+            output.extend(data);
+        }
+        Ok(String::from_utf8(output).unwrap())
+    }
+
+    /// Starts code whose output comes from [`Agent::next_output`].
+    pub fn begin(&mut self, language: Language, code: &str) -> Result<ExecId, NoAnswer> {
         let exec = ExecId(self.next_exec);
         self.next_exec += 1;
         self.send(&Request::Exec { exec, language, code: code.to_owned() })?;
-        let mut output = Vec::new();
-        loop {
-            match self.next_event()? {
-                Event::Output { exec: of, stream: OutputStream::Stdout, data } if of == exec => {
-                    output.extend(data);
-                }
-                Event::Exited { exit_code: 0, .. } => return Ok(String::from_utf8(output).unwrap()),
-                other => return Err(NoAnswer::Unexpected(other)),
-            }
+        Ok(exec)
+    }
+
+    /// The next part of what the code writes; none when it has ended well.
+    pub fn next_output(&mut self, of: ExecId) -> Result<Option<Vec<u8>>, NoAnswer> {
+        match self.next_event()? {
+            Event::Output { exec, stream: OutputStream::Stdout, data } if exec == of => Ok(Some(data)),
+            Event::Exited { exec, exit_code: 0, .. } if exec == of => Ok(None),
+            other => Err(NoAnswer::Unexpected(other)),
         }
     }
 

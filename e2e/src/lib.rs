@@ -3,6 +3,8 @@
 
 /// The agent in a Linux guest, spoken to without hostd.
 pub mod agent;
+/// Loads for a Linux guest that notice when something is wrong with them.
+pub mod busy_guest;
 /// A guest of a few hundred bytes whose vCPUs watch each other count, for tests of one instant.
 pub mod counters_guest;
 /// A guest of a few hundred bytes that writes to its disk and reads again what it wrote.

@@ -1,9 +1,14 @@
 //! The VMM with a stock distribution kernel and the real agent, without hostd.
 
+#![expect(clippy::unwrap_used, reason = "the first thing that goes wrong must fail the test")]
+
 use podflare_e2e::agent::Agent;
+use podflare_e2e::busy_guest::{Crowd, Data, DirtyFiles, Spinners, Writers};
 use podflare_e2e::linux_guest;
 use podflare_e2e::vmm::Vmm;
+use podflare_e2e::wait::until;
 use podflare_wire::control::{Command, EndReason, Event, PageRun};
+use podflare_wire::guest::{ExecId, Language};
 
 fn boot_linux(vcpus: u8) -> Vmm {
     linux_guest::boot(vcpus, 512, true)
@@ -101,4 +106,154 @@ fn a_guest_that_panics_ends_with_its_last_words() {
     let Event::Ended { reason, console_tail } = vmm.event() else { panic!("the guest goes on") };
     assert_eq!(reason, EndReason::Reset);
     assert!(String::from_utf8_lossy(&console_tail).contains("Kernel panic"), "{console_tail:?}");
+}
+
+/// Reads on until the output has that line.
+fn read_to_line(agent: &mut Agent, exec: ExecId, line: &str) -> String {
+    let mut output = String::new();
+    while !output.lines().any(|other| other == line) {
+        let data = agent.next_output(exec).unwrap().expect("the code goes on");
+        output.push_str(&String::from_utf8(data).unwrap());
+    }
+    output
+}
+
+fn read_to_end(agent: &mut Agent, exec: ExecId) -> String {
+    let mut output = Vec::new();
+    while let Some(data) = agent.next_output(exec).unwrap() {
+        output.extend(data);
+    }
+    String::from_utf8(output).unwrap()
+}
+
+fn lines(numbers: std::ops::RangeInclusive<u32>) -> String {
+    numbers.map(|number| format!("{number}\n")).collect()
+}
+
+#[test]
+fn code_that_runs_goes_on_in_both_and_the_sources_stream_has_no_gap() {
+    let source = boot_linux(2);
+    let mut agent = Agent::connect(&source, 0);
+    let python = "import time\nfor i in range(1, 1001):\n print(i, flush=True)\n time.sleep(0.002)";
+    let bash = "for i in $(seq 1000); do echo $i; echo $i >> /root/log; sleep 0.002; done";
+    for (seed, language, code) in [(1, Language::Python, python), (2, Language::Bash, bash)] {
+        let exec = agent.begin(language, code).unwrap();
+        let before = read_to_line(&mut agent, exec, "100");
+        let (copy, _) = source.fork();
+        let mut of_copy = Agent::connect_and_thaw(&copy, seed);
+        let after = read_to_end(&mut agent, exec);
+        assert_eq!(before + &after, lines(1..=1000), "{language:?}");
+        assert_eq!(of_copy.python("print(i)"), "1000\n");
+        if language == Language::Bash {
+            until("bash to end in the copy", || {
+                (of_copy.bash("wc -l < /root/log") == "1000\n").then_some(())
+            });
+            assert_eq!(of_copy.bash("cat /root/log"), lines(1..=1000));
+        }
+    }
+}
+
+#[test]
+fn two_gib_of_memory_are_copied_whole() {
+    let source = linux_guest::boot(2, 3072, true);
+    let mut agent = Agent::connect(&source, 0);
+    let data = Data::start(&mut agent, 2048);
+    let (copy, _) = source.fork();
+    let mut of_copy = Agent::connect_and_thaw(&copy, 1);
+    data.change(&mut agent, 0x55);
+    data.assert_well(&mut of_copy);
+    data.change(&mut of_copy, 0xaa);
+    data.assert_well(&mut agent);
+    let (grandchild, _) = copy.fork();
+    drop((source, copy));
+    data.assert_well(&mut Agent::connect_and_thaw(&grandchild, 2));
+}
+
+#[test]
+fn two_and_four_vcpus_under_load_compute_on() {
+    for vcpus in [2, 4] {
+        let mut newest = boot_linux(vcpus);
+        let mut agent = Agent::connect(&newest, 0);
+        let spinners = Spinners::start(&mut agent, vcpus.into());
+        for generation in 1..=3 {
+            let (copy, _) = newest.fork();
+            let mut of_copy = Agent::connect_and_thaw(&copy, generation);
+            spinners.assert_well(&mut of_copy);
+            spinners.assert_well(&mut agent);
+            (newest, agent) = (copy, of_copy);
+        }
+    }
+}
+
+#[test]
+fn many_processes_and_threads_are_all_there_in_a_copy() {
+    let mut newest = linux_guest::boot(2, 1024, true);
+    let mut agent = Agent::connect(&newest, 0);
+    let crowd = Crowd::start(&mut agent);
+    for generation in 1..=2 {
+        let (copy, _) = newest.fork();
+        let mut of_copy = Agent::connect_and_thaw(&copy, generation);
+        crowd.assert_well(&mut of_copy);
+        crowd.assert_well(&mut agent);
+        (newest, agent) = (copy, of_copy);
+    }
+}
+
+#[test]
+fn what_is_not_on_the_disk_yet_comes_there_in_a_copy() {
+    let mut newest = boot_linux(2);
+    let mut agent = Agent::connect(&newest, 0);
+    let files = DirtyFiles::start(&mut agent);
+    for generation in 1..=3 {
+        files.write(&mut agent, 32);
+        let (copy, _) = newest.fork();
+        let mut of_copy = Agent::connect_and_thaw(&copy, generation);
+        files.assert_well(&mut of_copy);
+        files.assert_well(&mut agent);
+        (newest, agent) = (copy, of_copy);
+    }
+}
+
+#[test]
+fn a_disk_that_is_written_all_the_time_is_copied_at_one_instant() {
+    let mut newest = boot_linux(2);
+    let mut agent = Agent::connect(&newest, 0);
+    let mut names = vec!["guest-0".to_owned()];
+    let writers = Writers::start(&mut agent);
+    for generation in 1..=3 {
+        let (copy, _) = newest.fork();
+        let mut of_copy = Agent::connect_and_thaw(&copy, generation);
+        writers.wait_for_more(&mut of_copy);
+        writers.wait_for_more(&mut agent);
+        writers.assert_well(&mut agent, &names);
+        names.push(format!("guest-{generation}"));
+        (newest, agent) = (copy, of_copy);
+    }
+    writers.assert_well(&mut agent, &names);
+}
+
+#[test]
+fn a_machine_busy_with_everything_is_copied_through_three_generations() {
+    let mut newest = linux_guest::boot(2, 1024, true);
+    let mut agent = Agent::connect(&newest, 0);
+    let mut names = vec!["guest-0".to_owned()];
+    let data = Data::start(&mut agent, 128);
+    let files = DirtyFiles::start(&mut agent);
+    let writers = Writers::start(&mut agent);
+    let spinners = Spinners::start(&mut agent, 2);
+    for generation in 1..=3 {
+        files.write(&mut agent, 16);
+        let (copy, _) = newest.fork();
+        drop(newest);
+        agent = Agent::connect_and_thaw(&copy, generation);
+        data.assert_well(&mut agent);
+        data.change(&mut agent, generation);
+        spinners.assert_well(&mut agent);
+        writers.wait_for_more(&mut agent);
+        names.push(format!("guest-{generation}"));
+        newest = copy;
+    }
+    files.assert_well(&mut agent);
+    data.assert_well(&mut agent);
+    writers.assert_well(&mut agent, &names);
 }
