@@ -56,9 +56,11 @@ test-sdk: build ## Run the SDK's tests and the published SDK's against a host of
 bench: up ## Measure the host
 	$(PYTHON)/python bench/bench.py --host $(URL)
 
-bench-vmm: build ## Measure the VMM's fork natively, and what an idle sandbox costs
+bench-vmm: build ## Measure the VMM's fork, idle and busy, and what an idle sandbox costs
 	PODFLARE_BIN_DIR='$(CURDIR)/$(BIN)' $(BIN)/bench-tiny-fork
+	PODFLARE_BIN_DIR='$(CURDIR)/$(BIN)' $(BIN)/bench-busy-fork tiny
 	$(BIN)/host-run $(BIN)/bench-guest-fork
+	$(BIN)/host-run $(BIN)/bench-busy-fork linux
 	$(BIN)/host-run $(BIN)/bench-memory
 
 lint: setup ## Check format and lints

@@ -154,6 +154,23 @@ fn a_hundred_forks_leave_nothing_open_in_the_source() {
 }
 
 #[test]
+fn what_a_generation_keeps_of_its_ancestors_threads_is_little() {
+    const GENERATIONS: usize = 50;
+    let mut newest = boot_counter(2);
+    let mappings =
+        |vmm: &Vmm| std::fs::read_to_string(format!("/proc/{}/maps", vmm.pid)).unwrap().lines().count();
+    let before = mappings(&newest);
+    for _ in 0..GENERATIONS {
+        let (copy, _) = newest.fork();
+        copy.thaw();
+        newest = copy;
+    }
+    // For each vCPU a stack and its guard page, and what the allocator sets up for a thread.
+    let each = (mappings(&newest) - before) / GENERATIONS;
+    assert!(each <= 8, "{each} mappings for each generation");
+}
+
+#[test]
 fn a_frozen_copy_holds_no_kvm_machine_and_nothing_of_its_source() {
     let source = boot_counter(2);
     let (copy, _) = source.fork();
