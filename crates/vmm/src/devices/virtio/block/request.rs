@@ -16,11 +16,11 @@ pub(super) const SEGMENTS_MAX: u32 = 254;
 pub(super) const SEGMENT_LEN_MAX: u32 = 64 * 1024;
 const DATA_LEN_MAX: usize = 254 * 64 * 1024;
 
-/// Ranges of one discard, and sectors of each: 64 MiB. A request must be quick, since the device is locked
-/// for as long as it takes, and a range whose blocks are scattered in the layer's file costs a system call
-/// for each of them.
+/// Ranges of one discard, and sectors of each: 8 MiB. A request must be quick, since the device is locked, and a
+/// fork waits, for as long as it takes. A range whose blocks are scattered in the layer's file costs a system call
+/// for each of them: 64 MiB took 77 ms, 8 MiB take 8 (natively, p50 of 10).
 pub(super) const DISCARD_SEGMENTS_MAX: u32 = 1;
-pub(super) const DISCARD_SECTORS_MAX: u32 = 1 << 17;
+pub(super) const DISCARD_SECTORS_MAX: u32 = 1 << 14;
 
 /// What is moved at once. Most requests are no longer than this: the guest kernel's usual read-ahead.
 pub(super) const BOUNCE_LEN: usize = 128 * 1024;
