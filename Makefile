@@ -59,7 +59,7 @@ bench: up ## Measure the host
 bench-vmm: build ## Measure the VMM's fork natively, and what an idle sandbox costs
 	PODFLARE_BIN_DIR='$(CURDIR)/$(BIN)' $(BIN)/bench-tiny-fork
 	$(BIN)/host-run $(BIN)/bench-guest-fork
-	$(BIN)/host-run $(BIN)/bench-memory
+	$(BIN)/host-run $(BIN)/bench-density
 
 lint: setup ## Check format and lints
 	cargo fmt --check

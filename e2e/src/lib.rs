@@ -3,6 +3,8 @@
 
 /// The agent in a Linux guest, spoken to without hostd.
 pub mod agent;
+/// What virtual machines cost their host.
+pub mod cost;
 /// Percentiles of samples.
 pub mod figures;
 /// A hostd with its sandboxes, spoken to over HTTP.
