@@ -9,6 +9,9 @@ use std::fs;
 /// Where KVM keeps its counters, one folder a virtual machine.
 const DEBUGFS: &str = "/sys/kernel/debug";
 
+/// The smallest nameless mapping that can only be a guest's memory.
+const GUEST_MEMORY_MIN: u64 = 64 << 20;
+
 /// The kinds of memory in /proc/meminfo that grow with each virtual machine.
 pub const MEMORY_KINDS: [&str; 6] =
     ["AnonPages", "PageTables", "SecPageTables", "SUnreclaim", "KernelStack", "Percpu"];
@@ -75,6 +78,33 @@ impl ProcessMemory {
             page_tables: mean(|memory| memory.page_tables),
         }
     }
+}
+
+/// Private dirty memory of a process in KiB, by what the kernel calls the mapping.
+///
+/// # Panics
+/// When the process is gone.
+#[expect(clippy::unwrap_used, reason = "a figure that cannot be read must fail the measurement")]
+pub fn private_dirty_by_mapping(pid: u32) -> BTreeMap<String, u64> {
+    let maps = fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap();
+    let (mut sums, mut mapping) = (BTreeMap::new(), String::new());
+    for line in maps.lines() {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        match words[..] {
+            ["Private_Dirty:", kib, _] => {
+                *sums.entry(mapping.clone()).or_default() += kib.parse::<u64>().unwrap();
+            }
+            [range, _, _, _, _, ref name @ ..] if range.contains('-') => {
+                let (start, end) = range.split_once('-').unwrap();
+                let address = |text| u64::from_str_radix(text, 16).unwrap();
+                let is_guest = name.is_empty() && address(end) - address(start) >= GUEST_MEMORY_MIN;
+                mapping = if is_guest { "guest memory".into() } else { name.join(" ") };
+            }
+            _ => {}
+        }
+    }
+    sums.retain(|_, kib| *kib > 0);
+    sums
 }
 
 /// What processes have used of the processors since they began.

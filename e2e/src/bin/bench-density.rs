@@ -2,7 +2,9 @@
 //! `bench-density [SANDBOXES [IDLE_SECONDS]]` prints Markdown tables.
 
 use podflare_api::id::SandboxId;
-use podflare_e2e::cost::{HostMemory, MEMORY_KINDS, ProcessMemory, ProcessorUse, host_ticks, kvm_counters};
+use podflare_e2e::cost::{
+    HostMemory, MEMORY_KINDS, ProcessMemory, ProcessorUse, host_ticks, kvm_counters, private_dirty_by_mapping,
+};
 use podflare_e2e::figures::p50_p99;
 use podflare_e2e::host::Host;
 use podflare_e2e::processes::of_program;
@@ -73,10 +75,15 @@ fn one_active() {
     let pid = vmms.all().into_iter().filter(|pid| !template.contains(pid)).collect::<Vec<_>>();
     std::thread::sleep(SETTLING);
     row("new sandbox", ProcessMemory::mean_of(&pid));
+    let parts = private_dirty_by_mapping(pid[0]);
     for (name, language, code) in ACTIVITIES {
         run(&host, &sandbox, language, code);
         std::thread::sleep(SETTLING);
         row(name, ProcessMemory::mean_of(&pid));
+    }
+    println!("\n| private dirty memory of the new sandbox | KiB |\n|---|---|");
+    for (name, kib) in parts {
+        println!("| {} | {kib} |", if name.is_empty() { "other anonymous memory" } else { &name });
     }
     println!();
 }
