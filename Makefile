@@ -61,7 +61,7 @@ bench-vmm: build ## Measure the VMM's fork, idle and busy, and what an idle sand
 	PODFLARE_BIN_DIR='$(CURDIR)/$(BIN)' $(BIN)/bench-busy-fork tiny
 	$(BIN)/host-run $(BIN)/bench-guest-fork
 	$(BIN)/host-run $(BIN)/bench-busy-fork linux
-	$(BIN)/host-run $(BIN)/bench-memory
+	$(BIN)/host-run $(BIN)/bench-density
 
 lint: setup ## Check format and lints
 	cargo fmt --check

@@ -57,6 +57,8 @@ impl Host {
             .arg("--state-dir")
             .arg(state_dir.path())
             .env("PODFLARE_POOL_SIZE", pool_size.to_string())
+            // What ends here is ended by who uses it.
+            .env("PODFLARE_IDLE_TIMEOUT", "3600")
             .spawn()
             .unwrap();
         let http = ureq::Agent::config_builder()

@@ -9,6 +9,8 @@ pub mod busy_guest;
 pub mod counters_guest;
 /// A guest of a few hundred bytes that writes to its disk and reads again what it wrote.
 pub mod disk_guest;
+/// What virtual machines cost their host.
+pub mod cost;
 /// Percentiles of samples.
 pub mod figures;
 /// A hostd with its sandboxes, spoken to over HTTP.

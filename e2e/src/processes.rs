@@ -14,20 +14,6 @@ pub fn descriptor_count(pid: u32) -> usize {
     std::fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count)
 }
 
-/// Proportional and private dirty memory of a process, in KiB.
-///
-/// # Panics
-/// When the process is gone.
-#[expect(clippy::unwrap_used, reason = "a figure that cannot be read must fail the measurement")]
-pub fn memory_kib(pid: u32) -> (u64, u64) {
-    let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
-    let field = |name: &str| {
-        let line = rollup.lines().find(|line| line.starts_with(name)).unwrap();
-        line.split_whitespace().nth(1).unwrap().parse().unwrap()
-    };
-    (field("Pss:"), field("Private_Dirty:"))
-}
-
 fn all() -> impl Iterator<Item = u32> {
     let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())

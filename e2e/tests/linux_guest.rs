@@ -4,6 +4,7 @@
 
 use podflare_e2e::agent::Agent;
 use podflare_e2e::busy_guest::{Crowd, Data, DirtyFiles, Spinners, Writers};
+use podflare_e2e::cost::ProcessMemory;
 use podflare_e2e::linux_guest;
 use podflare_e2e::vmm::Vmm;
 use podflare_e2e::wait::until;
@@ -94,6 +95,33 @@ fn two_copies_of_one_moment_share_no_randomness_and_no_disk() {
     assert_ne!(one.python(draw), two.python(draw));
     one.bash("echo one > /root/mine; sync");
     assert_eq!(two.bash("ls /root/mine 2>/dev/null || echo none"), "none\n");
+}
+
+#[test]
+fn what_a_guest_frees_comes_back_to_its_host_in_a_copy_too() {
+    let source = boot_linux(1);
+    let mut agent = Agent::connect(&source, 0);
+    agent.python("import hashlib, os\nkept = os.urandom(8 << 20)");
+    let sum = agent.python("print(hashlib.sha256(kept).hexdigest())");
+    let (copy, _) = source.fork();
+    let mut of_copy = Agent::connect_and_thaw(&copy, 1);
+    for (vmm, agent) in [(&source, &mut agent), (&copy, &mut of_copy)] {
+        for _ in 0..2 {
+            use_and_free(vmm, agent);
+        }
+        assert_eq!(agent.python("print(hashlib.sha256(kept).hexdigest())"), sum);
+    }
+}
+
+/// Fills 256 MiB and waits until the host has got most of it back.
+fn use_and_free(vmm: &Vmm, agent: &mut Agent) {
+    let private_mib = || ProcessMemory::of(vmm.pid).private_dirty >> 10;
+    let before = private_mib();
+    agent.python("data = bytearray(b'x') * (256 << 20)");
+    let full = private_mib();
+    assert!(full >= before + 200, "from {before} MiB to {full} MiB only");
+    assert_eq!(agent.python("print(data.count(b'x') >> 20)\ndel data"), "256\n");
+    until("the host to have the memory back", || (private_mib() <= full - 200).then_some(()));
 }
 
 #[test]

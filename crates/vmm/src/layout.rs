@@ -44,10 +44,12 @@ pub(crate) enum VirtioSlot {
     Block,
     Vsock,
     Rng,
+    Balloon,
 }
 
 impl VirtioSlot {
-    pub(crate) const ALL: [VirtioSlot; 3] = [VirtioSlot::Block, VirtioSlot::Vsock, VirtioSlot::Rng];
+    pub(crate) const ALL: [VirtioSlot; 4] =
+        [VirtioSlot::Block, VirtioSlot::Vsock, VirtioSlot::Rng, VirtioSlot::Balloon];
 
     pub(crate) fn address(self) -> u64 {
         VIRTIO_MMIO + self as u64 * VIRTIO_MMIO_LEN
@@ -77,7 +79,7 @@ mod tests {
             assert_eq!(VirtioSlot::at(slot.address() + 0x70), Some((slot, 0x70)));
         }
         assert_eq!(VirtioSlot::at(VIRTIO_MMIO - 1), None);
-        assert_eq!(VirtioSlot::at(VIRTIO_MMIO + 3 * VIRTIO_MMIO_LEN), None);
+        assert_eq!(VirtioSlot::at(VIRTIO_MMIO + 4 * VIRTIO_MMIO_LEN), None);
         assert_eq!(VirtioSlot::at(u64::MAX), None);
     }
 }

@@ -5,6 +5,9 @@ use crate::layout;
 use rustix::mm::{Advice, madvise};
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
+/// A page of the host's and of the guest's.
+pub(crate) const PAGE_LEN: u64 = 4096;
+
 pub(crate) type GuestMemory = GuestMemoryMmap<()>;
 
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +37,22 @@ pub(crate) fn populate_for_writing(memory: &GuestMemory, address: GuestAddress, 
     let Ok(slice) = memory.get_slice(address, len) else { return };
     // SAFETY: the range is a live mapping; populating it changes no content.
     unsafe { madvise(slice.ptr_guard_mut().as_ptr().cast(), len, Advice::LinuxPopulateWrite) }.ok();
+}
+
+/// Gives the pages that lie wholly within a range back to the host: whoever touches them next finds zeros. What is
+/// not memory of this machine stays as it is.
+pub(crate) fn release(memory: &GuestMemory, address: GuestAddress, len: u32) {
+    let Some(end) = address.0.checked_add(len.into()) else { return };
+    let (Some(start), end) = (address.0.checked_next_multiple_of(PAGE_LEN), end - end % PAGE_LEN) else {
+        return;
+    };
+    let Ok(len) = usize::try_from(end.saturating_sub(start)) else { return };
+    let Ok(slice) = memory.get_slice(GuestAddress(start), len) else { return };
+    if len > 0 {
+        // SAFETY: the range is whole pages of a live private mapping, which stays mapped. Its content is the
+        // guest's, and read as plain bytes only: zeros are as good as any.
+        unsafe { madvise(slice.ptr_guard_mut().as_ptr().cast(), len, Advice::LinuxDontNeed) }.ok();
+    }
 }
 
 /// RAM below the hole for devices, and what is left of it from 4 GiB on.

@@ -15,6 +15,7 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use virtio::Served;
+use virtio::balloon::Balloon;
 use virtio::block::Block;
 use virtio::block::disk::{Disk, DiskError};
 use virtio::mmio::MmioTransport;
@@ -30,6 +31,7 @@ pub(crate) struct Devices {
     rng: Mutex<MmioTransport<Rng>>,
     /// The machine is being brought to a stand: rounds of long requests end early.
     pausing: Arc<AtomicBool>,
+    balloon: Mutex<MmioTransport<Balloon>>,
 }
 
 /// What is left to do after a device was called.
@@ -60,6 +62,7 @@ impl Devices {
             vsock: Mutex::new(MmioTransport::new(Vsock::new(), memory.clone())),
             rng: Mutex::new(MmioTransport::new(Rng::new(), memory.clone())),
             pausing,
+            balloon: Mutex::new(MmioTransport::new(Balloon::new(), memory.clone())),
         }
     }
 
@@ -68,6 +71,7 @@ impl Devices {
             Some((VirtioSlot::Block, offset)) => lock(&self.block).read(offset, data),
             Some((VirtioSlot::Vsock, offset)) => lock(&self.vsock).read(offset, data),
             Some((VirtioSlot::Rng, offset)) => lock(&self.rng).read(offset, data),
+            Some((VirtioSlot::Balloon, offset)) => lock(&self.balloon).read(offset, data),
             None => data.fill(0xff),
         }
     }
@@ -78,6 +82,7 @@ impl Devices {
             VirtioSlot::Block => lock(&self.block).write(offset, data),
             VirtioSlot::Vsock => lock(&self.vsock).write(offset, data),
             VirtioSlot::Rng => lock(&self.rng).write(offset, data),
+            VirtioSlot::Balloon => lock(&self.balloon).write(offset, data),
         };
         Due::of(slot, served)
     }
@@ -101,11 +106,12 @@ impl Devices {
     }
 
     /// Serves what waits in any queue, for one round.
-    pub(crate) fn serve_all_queues(&self) -> [Due; 3] {
+    pub(crate) fn serve_all_queues(&self) -> [Due; 4] {
         [
             Due::of(VirtioSlot::Block, lock(&self.block).serve_all_queues()),
             Due::of(VirtioSlot::Vsock, lock(&self.vsock).serve_all_queues()),
             Due::of(VirtioSlot::Rng, lock(&self.rng).serve_all_queues()),
+            Due::of(VirtioSlot::Balloon, lock(&self.balloon).serve_all_queues()),
         ]
     }
 

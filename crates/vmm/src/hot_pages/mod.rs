@@ -8,14 +8,12 @@
 pub(crate) mod recorder;
 
 use crate::kvm::prefault;
-use crate::memory::{self, GuestMemory};
+use crate::memory::{self, GuestMemory, PAGE_LEN};
 use kvm_ioctls::VcpuFd;
 use podflare_wire::control::PageRun;
 use podflare_wire::limits::HOT_PAGE_RUNS_MAX;
 use std::collections::BTreeMap;
 use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
-
-pub(crate) const PAGE_LEN: u64 = 4096;
 
 /// Pages between two runs up to which both are mapped by one call.
 const GAP_PAGES_MAX: u64 = 8;

@@ -1,8 +1,8 @@
 //! Notes which pages of guest memory are touched, and which of them are written: the memory's pages are
 //! moved aside, and userfaultfd(2) brings each back when somebody, guest or device, touches it.
 
-use super::{PAGE_LEN, runs_of};
-use crate::memory::GuestMemory;
+use super::runs_of;
+use crate::memory::{GuestMemory, PAGE_LEN};
 use linux_raw_sys::general::{
     UFFD_API, UFFD_EVENT_PAGEFAULT, UFFD_FEATURE_PAGEFAULT_FLAG_WP, UFFD_PAGEFAULT_FLAG_WP,
     UFFD_PAGEFAULT_FLAG_WRITE, UFFDIO_COPY_MODE_WP, UFFDIO_REGISTER_MODE_MISSING, UFFDIO_REGISTER_MODE_WP,

@@ -5,6 +5,7 @@
 //! time, since a driver can refill a queue as fast as it is served and would hold that thread, and the
 //! device's lock, for ever. What a device returns is what the caller has to do: [`Served`].
 
+pub(crate) mod balloon;
 pub(crate) mod block;
 pub(crate) mod mmio;
 pub(crate) mod rng;
