@@ -48,8 +48,9 @@ fn a_copys_connections_are_reset_its_listeners_live_and_the_source_sees_nothing_
 
     let (copy, _) = source.fork();
     let mut of_copy = Agent::connect_and_thaw(&copy, 1);
-    let reset = "try: print(old.recv(1))\nexcept ConnectionResetError: print('reset')";
-    assert_eq!(of_copy.python(reset), "reset\n");
+    // Linux shows a reset of vsock so: what was received may be read to its end, and nothing be sent.
+    let ended = "print(old.recv(1))\ntry: old.send(b'x')\nexcept BrokenPipeError: print('broken')";
+    assert_eq!(of_copy.python(ended), "b''\nbroken\n");
     let mut new = connect(&copy);
     of_copy.python("new, _ = listener.accept(); new.settimeout(60)");
     exchange(&mut of_copy, &mut new, "new");
