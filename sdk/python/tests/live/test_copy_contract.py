@@ -69,8 +69,9 @@ def family(client: Client) -> Iterator[Family]:
     with ExitStack() as closing:
         source = closing.enter_context(Sandbox(client=client))
         python(source, DRAWING)
-        # All generators are in use before there is a copy.
+        # All generators are in use before there is a copy, and the kernel has chosen its boot id.
         before = drawn_by(source)
+        boot_id(source)
         copies = [*closing.enter_context(forked(source, 2)), *closing.enter_context(forked(source))]
         members = [closing.enter_context(Sandbox(client=client)) for _ in range(2)]
         in_parallel(lambda member: python(member, DRAWING), members)
@@ -78,7 +79,10 @@ def family(client: Client) -> Iterator[Family]:
 
 
 def drawn_by(sandbox: Sandbox) -> dict[str, Any]:
-    drawn: dict[str, Any] = json.loads(python(sandbox, "print(json.dumps(draw()))"))
+    return with_client_hello_parts(json.loads(python(sandbox, "print(json.dumps(draw()))")))
+
+
+def with_client_hello_parts(drawn: dict[str, Any]) -> dict[str, Any]:
     return {**drawn, **client_hello_parts(bytes.fromhex(drawn.pop("client hello")))}
 
 
@@ -165,15 +169,23 @@ def exists(sandbox: Sandbox, path: str) -> bool:
     return bash(sandbox, f"test -e {path} && echo yes || echo no") == "yes"
 
 
-def test_a_copys_name_resolves_and_the_boot_id_stays(family: Family) -> None:
+def test_a_copys_name_resolves(family: Family) -> None:
     def names(sandbox: Sandbox) -> list[str]:
-        command = "hostname; getent hosts $(hostname); cat /etc/hostname /proc/sys/kernel/random/boot_id"
-        return bash(sandbox, command).split("\n")
+        return bash(sandbox, "hostname; getent hosts $(hostname); cat /etc/hostname").split("\n")
 
-    for hostname, resolved, _, _ in in_parallel(names, family.all):
+    for hostname, resolved, of_template in in_parallel(names, family.all):
         assert hostname in resolved.split()
-    # The same kernel has run all along, and locks that name its boot are still held.
-    assert len({tuple(names(copy)[2:]) for copy in [family.source, *family.copies]}) == 1
+        assert of_template == "sandbox"
+
+
+def test_a_boot_id_that_was_read_is_inherited_and_pool_members_have_their_own(family: Family) -> None:
+    inherited = in_parallel(boot_id, [family.source, *family.copies])
+    assert len(set(inherited)) == 1, inherited
+    assert len({inherited[0], *in_parallel(boot_id, family.pool_members)}) == 3
+
+
+def boot_id(sandbox: Sandbox) -> str:
+    return bash(sandbox, "cat /proc/sys/kernel/random/boot_id")
 
 
 def test_streams_of_copies_never_mix(family: Family) -> None:
@@ -296,7 +308,7 @@ def test_32_children_have_the_right_state_and_nothing_in_common_that_is_random(s
         sandbox,
         """
         import hashlib, os
-        content = os.urandom(8 << 20)
+        content = os.urandom(2 << 20)
         open("/root/content", "wb").write(content)
         def checksums():
             on_disk = open("/root/content", "rb").read()
@@ -304,12 +316,13 @@ def test_32_children_have_the_right_state_and_nothing_in_common_that_is_random(s
         """,
     )
     python(sandbox, DRAWING)
-    drawn_by(sandbox)
-    code = "print(*checksums())"
-    expected = python(sandbox, code)
+    code = "print(json.dumps({**draw(), 'state': checksums()}))"
+    state = json.loads(python(sandbox, code))["state"]
     with forked(sandbox, CHILDREN_MAX) as children:
         errors = [clock_error_ms(child) for child in children]
         assert max(errors) <= CLOCK_ERROR_MAX_MS, errors
-        everyone = [sandbox, *children]
-        assert in_parallel(lambda copy: python(copy, code), everyone) == [expected] * (CHILDREN_MAX + 1)
-        assert_all_differ(in_parallel(drawn_by, everyone))
+        drawn = [
+            json.loads(line) for line in in_parallel(lambda copy: python(copy, code), [sandbox, *children])
+        ]
+        assert [draws.pop("state") for draws in drawn] == [state] * (CHILDREN_MAX + 1)
+        assert_all_differ([with_client_hello_parts(draws) for draws in drawn])
