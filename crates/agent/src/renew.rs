@@ -9,13 +9,19 @@ use podflare_wire::guest::{ENTROPY_LEN, Renewal};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::rand::{GetRandomFlags, getrandom};
-use rustix::time::{ClockId, Timespec, clock_settime};
+use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
 use std::os::fd::AsFd;
 
 pub(crate) const MACHINE_ID: &str = "/etc/machine-id";
 
+/// How far the wall clock may be ahead of what it is told and stays as it is: a time is late by as long
+/// as its message was on the way, and programs take a step back badly.
+const AHEAD_MAX_NS: i128 = 50_000_000;
+
 /// The longest host name that Linux takes, in bytes.
 const HOSTNAME_LEN_MAX: usize = 64;
+
+const NS_PER_S: u64 = 1_000_000_000;
 
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub(crate) enum RenewError {
@@ -38,6 +44,7 @@ pub(crate) enum RenewError {
 /// What a renewal changes outside this process.
 pub(crate) trait Machine {
     fn add_entropy(&mut self, entropy: &[u8; ENTROPY_LEN]) -> Result<(), Errno>;
+    fn clock(&self) -> Timespec;
     fn set_clock(&mut self, time: Timespec) -> Result<(), Errno>;
     fn set_hostname(&mut self, hostname: &str) -> Result<(), Errno>;
     /// 32 hexadecimal digits. Fails where there is no such file, which is for the caller to judge.
@@ -57,6 +64,10 @@ impl Machine for OwnKernel {
         let urandom = rustix::fs::open("/dev/urandom", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
         entropy::add(urandom.as_fd(), entropy)?;
         entropy::reseed(urandom.as_fd())
+    }
+
+    fn clock(&self) -> Timespec {
+        clock_gettime(ClockId::Realtime)
     }
 
     fn set_clock(&mut self, time: Timespec) -> Result<(), Errno> {
@@ -82,6 +93,10 @@ impl Machine for SharedKernel {
         Ok(())
     }
 
+    fn clock(&self) -> Timespec {
+        clock_gettime(ClockId::Realtime)
+    }
+
     fn set_clock(&mut self, _: Timespec) -> Result<(), Errno> {
         Ok(())
     }
@@ -105,12 +120,29 @@ pub(crate) fn renew(machine: &mut impl Machine, renewal: &Renewal) -> Result<(),
     }
     let time = timespec(renewal.unix_time_ns)?;
     machine.add_entropy(entropy).map_err(RenewError::Entropy)?;
-    machine.set_clock(time).map_err(RenewError::Clock)?;
+    set_clock_to(machine, time)?;
     machine.set_hostname(&renewal.hostname).map_err(RenewError::Hostname)?;
     let id = draw_machine_id().map_err(RenewError::MachineId)?;
     // Where the user's code has taken the file away, nobody is to be told apart by it.
     machine.set_machine_id(&id).ok();
     Ok(())
+}
+
+/// Sets the wall clock, unless it is right but for a moment that it is ahead.
+pub(crate) fn set_clock(machine: &mut impl Machine, unix_time_ns: u64) -> Result<(), RenewError> {
+    set_clock_to(machine, timespec(unix_time_ns)?)
+}
+
+fn set_clock_to(machine: &mut impl Machine, time: Timespec) -> Result<(), RenewError> {
+    let ahead_ns = nanoseconds(machine.clock()) - nanoseconds(time);
+    if (0..=AHEAD_MAX_NS).contains(&ahead_ns) {
+        return Ok(());
+    }
+    machine.set_clock(time).map_err(RenewError::Clock)
+}
+
+fn nanoseconds(time: Timespec) -> i128 {
+    i128::from(time.tv_sec) * i128::from(NS_PER_S) + i128::from(time.tv_nsec)
 }
 
 /// From the renewed kernel, like every other random number: what hostd sent stays a secret of the kernel.
@@ -121,7 +153,6 @@ fn draw_machine_id() -> Result<String, Errno> {
 }
 
 fn timespec(unix_time_ns: u64) -> Result<Timespec, RenewError> {
-    const NS_PER_S: u64 = 1_000_000_000;
     let tv_sec = i64::try_from(unix_time_ns / NS_PER_S);
     let tv_nsec = (unix_time_ns % NS_PER_S).try_into();
     match (tv_sec, tv_nsec) {
@@ -136,6 +167,7 @@ mod tests {
 
     #[derive(Debug, Default)]
     struct FakeMachine {
+        clock_ns: u64,
         done: Vec<String>,
         ids: Vec<String>,
         fails_at: Option<&'static str>,
@@ -154,6 +186,10 @@ mod tests {
     impl Machine for FakeMachine {
         fn add_entropy(&mut self, entropy: &[u8; ENTROPY_LEN]) -> Result<(), Errno> {
             self.step("entropy", &entropy[0].to_string())
+        }
+
+        fn clock(&self) -> Timespec {
+            timespec(self.clock_ns).unwrap()
         }
 
         fn set_clock(&mut self, time: Timespec) -> Result<(), Errno> {
@@ -206,6 +242,23 @@ mod tests {
             let mut machine = FakeMachine { fails_at: Some(fails_at), ..FakeMachine::default() };
             assert_eq!(renew(&mut machine, &renewal()), Err(error));
             assert_eq!(machine.done.len(), done);
+        }
+    }
+
+    #[test]
+    fn a_wall_clock_that_is_a_moment_ahead_is_not_set_back() {
+        const TOLD_NS: u64 = 1_700_000_000_000_000_000;
+        let moment = u64::try_from(AHEAD_MAX_NS).unwrap();
+        for (clock_ns, is_set) in [
+            (TOLD_NS - 1, true),
+            (TOLD_NS, false),
+            (TOLD_NS + moment, false),
+            (TOLD_NS + moment + 1, true),
+            (0, true),
+        ] {
+            let mut machine = FakeMachine { clock_ns, ..FakeMachine::default() };
+            set_clock(&mut machine, TOLD_NS).unwrap();
+            assert_eq!(!machine.done.is_empty(), is_set, "{clock_ns}");
         }
     }
 

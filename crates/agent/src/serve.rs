@@ -13,7 +13,7 @@ use crate::console::say;
 use crate::exec::bash::{Bash, BashEvent};
 use crate::exec::repl::{Repl, ReplEvent, SEED_LEN};
 use crate::exec::{Workplace, exit_code};
-use crate::renew::{Machine, renew};
+use crate::renew::{Machine, renew, set_clock};
 use crate::session::{EXIT_CODE_CANCELLED, Job, Reader, Session};
 use podflare_wire::guest::{
     Event, ExecEnd, ExecId, Language, OutputStream, PROTOCOL, Renewal, ReplRenewal, Request,
@@ -231,6 +231,10 @@ impl<M: Machine> Agent<'_, M> {
             }
             Request::Cancel { exec } => self.cancel(exec),
             Request::Grant { exec, bytes } => self.session.grant(exec, bytes),
+            Request::SetClock { unix_time_ns } => match set_clock(&mut self.machine, unix_time_ns) {
+                Ok(()) => self.send(&Event::ClockSet),
+                Err(error) => self.fail(error.to_string()),
+            },
             Request::Ping { token } => self.send(&Event::Pong { token }),
         }
     }

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 pub const AGENT_PORT: u32 = 5555;
 
 /// Changes with every change of this file; hostd refuses an agent of another version.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 
 /// Bytes of fresh entropy that a renewal carries.
 pub const ENTROPY_LEN: usize = 64;
@@ -40,6 +40,10 @@ pub enum Request {
         exec: ExecId,
         bytes: u32,
     },
+    /// Tells a renewed copy the time once more, because its renewal was long on the way.
+    SetClock {
+        unix_time_ns: u64,
+    },
     Ping {
         token: u64,
     },
@@ -51,7 +55,7 @@ pub struct Renewal {
     /// Credited to the kernel's entropy pool; user-space generators are reseeded from it.
     /// `ENTROPY_LEN` bytes.
     pub entropy: Vec<u8>,
-    /// Wall clock, nanoseconds since 1970-01-01 UTC.
+    /// Wall clock, nanoseconds since 1970-01-01 UTC. It is late by as long as this message travels.
     pub unix_time_ns: u64,
     pub hostname: String,
 }
@@ -92,6 +96,7 @@ pub enum Event {
         exit_code: i32,
         end: ExecEnd,
     },
+    ClockSet,
     Pong {
         token: u64,
     },

@@ -20,6 +20,7 @@ fn nothing_is_served_before_the_renewal() {
     let exec = ExecId(0);
     for request in [
         Request::Ping { token: 1 },
+        Request::SetClock { unix_time_ns: 1 },
         Request::Exec { exec, language: Language::Bash, code: "touch ran".into() },
         Request::Cancel { exec },
         Request::Grant { exec, bytes: 1 },
@@ -48,6 +49,16 @@ fn requests_may_follow_the_renewal_without_waiting_for_it() {
     client.send_bytes(&[encode_frame(&renew_request()), encode_frame(&ping)].concat());
     assert!(matches!(client.next_event(), Some(Event::Renewed { .. })));
     assert_eq!(client.next_event(), Some(Event::Pong { token: 9 }));
+}
+
+#[test]
+fn a_renewed_guest_may_be_told_the_time_again() {
+    let agent = Agent::start();
+    let mut client = agent.client();
+    client.send(&Request::SetClock { unix_time_ns: 1_700_000_000_000_000_000 });
+    assert_eq!(client.next_event(), Some(Event::ClockSet));
+    client.send(&Request::SetClock { unix_time_ns: u64::MAX });
+    assert_eq!(client.next_event(), Some(Event::ClockSet));
 }
 
 #[test]

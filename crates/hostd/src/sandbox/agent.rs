@@ -9,8 +9,9 @@ use podflare_wire::codec::{DecodeError, FrameReader, encode_frame};
 use podflare_wire::guest::{ENTROPY_LEN, Event, PROTOCOL, Renewal, ReplRenewal, Request};
 use podflare_wire::limits::EVENT_FRAME_LEN_MAX;
 use std::fmt;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
+use tokio::time::Instant;
 
 /// Bytes of requests that may wait for the agent to read them: all code that may wait in a sandbox, and its
 /// grants. An agent that ends executions without reading more makes it more.
@@ -18,6 +19,12 @@ const OUTGOING_LEN_MAX: usize = CODE_QUEUED_LEN_MAX + 1024 * 1024;
 
 /// Bytes read from the stream at a time.
 const READ_LEN: usize = 64 * 1024;
+
+/// How late a copy's wall clock may be: the time that it was told was on its way no longer.
+const CLOCK_LATE_MAX: Duration = Duration::from_millis(80);
+
+/// How often it is told again, on a host that is too busy for that.
+const CLOCK_ATTEMPTS_MAX: u32 = 3;
 
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
@@ -52,12 +59,15 @@ pub struct AgentConnection {
     /// Requests, or the rest of one, that the stream has not taken yet.
     outgoing: BytesMut,
     repl: ReplRenewal,
+    /// The most that the guest's wall clock is late.
+    clock_late: Duration,
 }
 
 impl AgentConnection {
     /// Makes the guest at the other end its own machine, and fails unless it says that it is.
     ///
-    /// The renewal is sent at once: the agent's greeting is on its way meanwhile.
+    /// The renewal is sent at once: the agent's greeting is on its way meanwhile. On a busy host that may
+    /// make the time in it old; [`AgentConnection::settle_clock`] comes next.
     pub async fn renew(stream: Box<dyn GuestStream>, hostname: &str) -> Result<AgentConnection, AgentError> {
         let (read, write) = tokio::io::split(stream);
         let mut agent = AgentConnection {
@@ -67,7 +77,9 @@ impl AgentConnection {
             buffer: BytesMut::with_capacity(READ_LEN),
             outgoing: BytesMut::new(),
             repl: ReplRenewal::Pending,
+            clock_late: Duration::ZERO,
         };
+        let told = Instant::now();
         agent.send(&Request::Renew(renewal(hostname)?));
         match agent.next_event().await? {
             Event::Hello { protocol: PROTOCOL } => {}
@@ -76,9 +88,25 @@ impl AgentConnection {
         }
         match agent.next_event().await? {
             // A pending REPL is busy with code from before the fork. It renews before anything new runs.
-            Event::Renewed { repl } => Ok(AgentConnection { repl, ..agent }),
+            Event::Renewed { repl } => Ok(AgentConnection { repl, clock_late: told.elapsed(), ..agent }),
             _ => Err(AgentError::Unexpected("it did not confirm its renewal")),
         }
+    }
+
+    /// Tells the guest the time until it has come fast enough. Before anything else is asked of it.
+    pub async fn settle_clock(&mut self) -> Result<(), AgentError> {
+        for _ in 0..CLOCK_ATTEMPTS_MAX {
+            if self.clock_late <= CLOCK_LATE_MAX {
+                break;
+            }
+            let told = Instant::now();
+            self.send(&Request::SetClock { unix_time_ns: unix_time_ns() });
+            match self.next_event().await? {
+                Event::ClockSet => self.clock_late = told.elapsed(),
+                _ => return Err(AgentError::Unexpected("it did not set its clock")),
+            }
+        }
+        Ok(())
     }
 
     /// The REPL was renewed with everything else.
@@ -134,9 +162,12 @@ impl AgentConnection {
 fn renewal(hostname: &str) -> Result<Renewal, AgentError> {
     let mut entropy = vec![0; ENTROPY_LEN];
     getrandom::fill(&mut entropy)?;
+    Ok(Renewal { entropy, unix_time_ns: unix_time_ns(), hostname: hostname.to_owned() })
+}
+
+fn unix_time_ns() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let unix_time_ns = u64::try_from(since.as_nanos()).unwrap_or(u64::MAX);
-    Ok(Renewal { entropy, unix_time_ns, hostname: hostname.to_owned() })
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
 
 impl fmt::Debug for AgentConnection {

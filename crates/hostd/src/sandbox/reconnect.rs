@@ -109,7 +109,11 @@ async fn connect(machine: &dyn Machine, hostname: &str) -> Result<AgentConnectio
         match AgentConnection::renew(machine.connect(AGENT_PORT)?, hostname).await {
             // It does not listen yet.
             Err(AgentError::Closed | AgentError::Io(_)) => sleep(ATTEMPT_PAUSE).await,
-            result => return result,
+            Err(error) => return Err(error),
+            Ok(mut connection) => {
+                connection.settle_clock().await?;
+                return Ok(connection);
+            }
         }
     }
 }

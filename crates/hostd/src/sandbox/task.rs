@@ -178,7 +178,11 @@ impl Task {
                 }
                 Ok(())
             }
-            Event::Hello { .. } | Event::Renewed { .. } | Event::Pong { .. } | Event::Failed { .. } => Ok(()),
+            Event::Hello { .. }
+            | Event::Renewed { .. }
+            | Event::ClockSet
+            | Event::Pong { .. }
+            | Event::Failed { .. } => Ok(()),
         }
     }
 

@@ -88,6 +88,32 @@ async fn one_child_is_the_default_and_32_are_the_most() {
 }
 
 #[tokio::test]
+async fn thirty_two_children_bring_their_source_to_a_stand_once() {
+    let host = Host::start(&["--pool-size", "0"]).await;
+    let id = host.create().await;
+    let path = format!("/v1/sandboxes/{id}/fork");
+    for n in [1, 32] {
+        let before = host.vmm.pauses();
+        let answer = host.post(&path, &json!({"n": n})).await;
+        assert_eq!(answer.json()["children"].as_array().unwrap().len(), n);
+        assert_eq!(host.vmm.pauses(), before + 1);
+        let timing = answer.headers["server-timing"].to_str().unwrap();
+        assert!(timing.contains("pause;dur=1.000,"), "{timing}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn copies_whose_renewal_was_long_on_its_way_are_told_the_time_once_more() {
+    let host = Host::start(&["--pool-size", "0"]).await;
+    let parent = host.create().await;
+    host.fork(&parent, 3).await;
+    assert_eq!(host.vmm.clocks_set(), 0);
+    host.vmm.set_renewal_time(Duration::from_millis(500));
+    host.fork(&parent, 3).await;
+    assert_eq!(host.vmm.clocks_set(), 3);
+}
+
+#[tokio::test]
 async fn if_one_child_is_not_renewed_there_are_none() {
     let host = Host::start(&["--pool-size", "0"]).await;
     let parent = host.create().await;

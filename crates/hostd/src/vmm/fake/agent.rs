@@ -13,6 +13,7 @@ use podflare_wire::guest::{Event, ExecEnd, ExecId, OutputStream, PROTOCOL, ReplR
 use podflare_wire::limits::{OUTPUT_CHUNK_LEN_MAX, OUTPUT_WINDOW_LEN, REQUEST_FRAME_LEN_MAX};
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadHalf, WriteHalf};
 use tokio::sync::{Mutex, Notify, Semaphore, mpsc};
@@ -70,7 +71,7 @@ pub(super) async fn serve(stream: DuplexStream, core: &Arc<Core>) {
     let requests = async {
         let mut open: HashMap<ExecId, Job> = HashMap::new();
         while let Some(request) = next_request(&mut read, &mut frames).await {
-            take(request, &mut open, &jobs, &writer).await;
+            take(request, &mut open, &jobs, &writer, core).await;
         }
     };
     tokio::select! {
@@ -91,6 +92,7 @@ async fn take(
     open: &mut HashMap<ExecId, Job>,
     jobs: &mpsc::UnboundedSender<Job>,
     writer: &Writer,
+    core: &Core,
 ) {
     match request {
         Request::Exec { exec, code, .. } => {
@@ -110,6 +112,10 @@ async fn take(
             }
         }
         Request::Ping { token } => send(writer, &Event::Pong { token }).await,
+        Request::SetClock { .. } => {
+            core.world.clocks_set.fetch_add(1, Ordering::SeqCst);
+            send(writer, &Event::ClockSet).await;
+        }
         Request::Renew(_) => {}
     }
 }

@@ -44,6 +44,8 @@ struct World {
     thaws_to_die_of: AtomicU32,
     renewals_to_stall_after: AtomicU32,
     renewals_to_leave_pending: AtomicU32,
+    clocks_set: AtomicU32,
+    pauses: AtomicU32,
 }
 
 impl FakeVmm {
@@ -55,6 +57,16 @@ impl FakeVmm {
     /// Machines that were ever made.
     pub fn made(&self) -> u32 {
         self.0.made.load(Ordering::SeqCst)
+    }
+
+    /// How often a renewed guest was told the time once more.
+    pub fn clocks_set(&self) -> u32 {
+        self.0.clocks_set.load(Ordering::SeqCst)
+    }
+
+    /// How often a running machine was brought to a stand to be copied.
+    pub fn pauses(&self) -> u32 {
+        self.0.pauses.load(Ordering::SeqCst)
     }
 
     /// The next so many machines end when they are to be forked.
@@ -260,6 +272,7 @@ impl Machine for FakeMachine {
         let copy = FakeMachine::new(self.core.world.clone(), State::Frozen, guest);
         let runs = *self.core.state.borrow() == State::Running;
         let pause = if runs { PAUSE } else { Duration::ZERO };
+        self.core.world.pauses.fetch_add(u32::from(runs), Ordering::SeqCst);
         let times = ForkTimes { pause, ..ForkTimes::default() };
         Ok(Fork { copy: Arc::new(copy), done: ready(Ok(times)).boxed() })
     }
