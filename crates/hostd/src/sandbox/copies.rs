@@ -134,11 +134,11 @@ async fn attempt(
     times: &mut CopyTimes,
 ) -> Result<Outcomes, CopyError> {
     let deadline = tokio::time::Instant::now() + limit;
-    let (forked, starting) = start(source, count)?;
+    let Started { forked, copies } = start(source, count)?;
     let too_late = |_| CopyError::Timeout { limit };
     let fork = timeout_at(deadline, forked).await.map_err(too_late)?.map_err(CopyError::of_source)?;
     times.add_fork(fork);
-    let settled = starting.into_iter().map(async |starting| {
+    let settled = copies.into_iter().map(async |starting| {
         let settled = async { starting?.settle().await };
         timeout_at(deadline, settled).await.map_err(too_late)?
     });
@@ -151,20 +151,23 @@ async fn attempt(
     Ok(outcomes.collect())
 }
 
-/// Sends all commands. The copies follow when the source's fork has been answered.
-fn start(
-    source: &dyn Machine,
-    count: u32,
-) -> Result<(Pending<ForkTimes>, Vec<Result<Starting, VmmError>>), CopyError> {
+/// Sends all commands.
+fn start(source: &dyn Machine, count: u32) -> Result<Started, CopyError> {
     let twin = source.fork().map_err(CopyError::of_source)?;
     // A machine serves its commands in order: the twin must be told to thaw after it has been copied.
     let copies = (1..count).map(|_| {
         let Fork { copy, done } = twin.copy.fork()?;
         Starting::new(copy, done)
     });
-    let mut starting: Vec<_> = copies.collect();
-    starting.push(Starting::new(twin.copy, ready(Ok(ForkTimes::default())).boxed()));
-    Ok((twin.done, starting))
+    let mut copies: Vec<_> = copies.collect();
+    copies.push(Starting::new(twin.copy, ready(Ok(ForkTimes::default())).boxed()));
+    Ok(Started { forked: twin.done, copies })
+}
+
+/// The source's fork, and the copies that follow when it has been answered.
+struct Started {
+    forked: Pending<ForkTimes>,
+    copies: Vec<Result<Starting, VmmError>>,
 }
 
 struct Starting {

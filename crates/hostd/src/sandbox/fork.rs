@@ -92,32 +92,18 @@ pub(super) async fn make_children(
     let _turn = app.admission.turn(n).await?;
     let wait = begun.elapsed();
     let (outcomes, times) = copies::copy(source, n, FORK_LIMITS).await?;
-    let (copies, failures) = sort(outcomes, partial)?;
-    let mut family = Family { n, partial, children: Vec::new(), failures };
+    let mut family = Family { n, partial, children: Vec::new(), failures: Vec::new() };
+    let copies = family.sort(outcomes)?;
     if family.is_failed() {
         return Err(family.into_error());
     }
-    family.launch(app, copies, heritage(), slots);
+    family.launch(app, copies, &heritage(), slots);
     family.register(app)?;
     family.failures.sort_by_key(|failure| failure.child);
     let children = family.children.iter().map(|(_, child)| child.identity().id.clone()).collect();
     tracing::debug!(n, failures = family.failures.len(), "Forked");
     let forked = Forked { children, failures: family.failures };
     Ok((forked, times.record(Phases::default().with("wait", wait))))
-}
-
-/// Sorts the copies that live from the children that could not be made, each with its number. A source that
-/// has ended meanwhile may have an heir: where all are wanted, all are to be the heir's.
-fn sort(outcomes: Outcomes, partial: bool) -> Result<(Vec<(u32, OwnCopy)>, Vec<ChildFailure>), CopyError> {
-    let (mut copies, mut failures) = (Vec::new(), Vec::new());
-    for (child, outcome) in (0..).zip(outcomes) {
-        match outcome {
-            Ok(copy) => copies.push((child, copy)),
-            Err(CopyError::SourceEnded) if !partial => return Err(CopyError::SourceEnded),
-            Err(error) => failures.push(ChildFailure { child, error: chain(&error) }),
-        }
-    }
-    Ok((copies, failures))
 }
 
 /// Children in the making, by their numbers.
@@ -129,6 +115,20 @@ struct Family {
 }
 
 impl Family {
+    /// Sorts the copies that live from the children that could not be made. A source that has ended meanwhile
+    /// may have an heir: where all are wanted, all are to be the heir's.
+    fn sort(&mut self, outcomes: Outcomes) -> Result<Vec<(u32, OwnCopy)>, CopyError> {
+        let mut copies = Vec::with_capacity(outcomes.len());
+        for (child, outcome) in (0..).zip(outcomes) {
+            match outcome {
+                Ok(copy) => copies.push((child, copy)),
+                Err(CopyError::SourceEnded) if !self.partial => return Err(CopyError::SourceEnded),
+                Err(error) => self.failures.push(ChildFailure { child, error: chain(&error) }),
+            }
+        }
+        Ok(copies)
+    }
+
     /// More children have failed than the client takes.
     fn is_failed(&self) -> bool {
         let failures_max = if self.partial { self.n as usize - 1 } else { 0 };
@@ -144,7 +144,7 @@ impl Family {
         &mut self,
         app: &Arc<App>,
         copies: Vec<(u32, OwnCopy)>,
-        heritage: Heritage,
+        heritage: &Heritage,
         mut slots: OwnedSemaphorePermit,
     ) {
         for (number, copy) in copies {
