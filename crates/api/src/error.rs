@@ -1,5 +1,6 @@
 //! The one error body.
 
+use crate::sandbox::ChildFailure;
 use serde::{Deserialize, Serialize};
 
 /// The body of every answer that is not a success.
@@ -7,4 +8,7 @@ use serde::{Deserialize, Serialize};
 pub struct ErrorBody {
     /// What failed and what to do, in a sentence for a person.
     pub error: String,
+    /// Of a fork: the children that could not be made. Left out elsewhere.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub failures: Vec<ChildFailure>,
 }

@@ -1,70 +1,100 @@
-//! Names of things, as clients see them.
+//! Names of things, as clients see them: a prefix that says of what, and 32 random digits.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
 
-/// A sandbox: `sbx_` and 32 lowercase hexadecimal digits.
-#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema)]
-#[serde(try_from = "String", into = "String")]
-#[schema(value_type = String, pattern = "^sbx_[0-9a-f]{32}$", example = "sbx_0f8fad5bd9cb469fa16570867728950e")]
-pub struct SandboxId(String);
-
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("A sandbox id is `sbx_` and 32 lowercase hexadecimal digits")]
-pub struct SandboxIdError;
-
-const PREFIX: &str = "sbx_";
 const DIGITS: usize = 32;
 
-impl SandboxId {
-    /// A new random id.
-    pub fn random() -> SandboxId {
-        SandboxId(format!("{PREFIX}{}", uuid::Uuid::new_v4().simple()))
-    }
-
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
+/// A text that is no id of the kind that was expected.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("The id of a {what} is `{prefix}` and {DIGITS} lowercase hexadecimal digits")]
+pub struct IdError {
+    what: &'static str,
+    prefix: &'static str,
 }
 
-impl FromStr for SandboxId {
-    type Err = SandboxIdError;
+macro_rules! id {
+    ($(#[$documentation:meta])* $name:ident, $what:literal, $prefix:literal, $pattern:literal, $example:literal) => {
+        $(#[$documentation])*
+        #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema)]
+        #[serde(try_from = "String", into = "String")]
+        #[schema(value_type = String, pattern = $pattern, example = $example)]
+        pub struct $name(String);
 
-    fn from_str(text: &str) -> Result<SandboxId, SandboxIdError> {
-        let digits = text.strip_prefix(PREFIX).ok_or(SandboxIdError)?;
-        let lower_hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
-        if digits.len() != DIGITS || !digits.bytes().all(lower_hex) {
-            return Err(SandboxIdError);
+        impl $name {
+            /// A new random id.
+            pub fn random() -> $name {
+                $name(random($prefix))
+            }
+
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
         }
-        Ok(SandboxId(text.to_owned()))
-    }
+
+        impl FromStr for $name {
+            type Err = IdError;
+
+            fn from_str(text: &str) -> Result<$name, IdError> {
+                let error = IdError { what: $what, prefix: $prefix };
+                if is_id(text, $prefix) { Ok($name(text.to_owned())) } else { Err(error) }
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = IdError;
+
+            fn try_from(text: String) -> Result<$name, IdError> {
+                text.parse()
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(id: $name) -> String {
+                id.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    };
 }
 
-impl TryFrom<String> for SandboxId {
-    type Error = SandboxIdError;
+id!(
+    /// A sandbox: `sbx_` and 32 lowercase hexadecimal digits.
+    SandboxId,
+    "sandbox",
+    "sbx_",
+    "^sbx_[0-9a-f]{32}$",
+    "sbx_0f8fad5bd9cb469fa16570867728950e"
+);
 
-    fn try_from(text: String) -> Result<SandboxId, SandboxIdError> {
-        text.parse()
-    }
+id!(
+    /// A checkpoint: `ckp_` and 32 lowercase hexadecimal digits.
+    CheckpointId,
+    "checkpoint",
+    "ckp_",
+    "^ckp_[0-9a-f]{32}$",
+    "ckp_7c9e6679742540de944be07fc1f90ae7"
+);
+
+fn random(prefix: &str) -> String {
+    format!("{prefix}{}", uuid::Uuid::new_v4().simple())
 }
 
-impl From<SandboxId> for String {
-    fn from(id: SandboxId) -> String {
-        id.0
-    }
-}
-
-impl fmt::Display for SandboxId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl fmt::Debug for SandboxId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
+fn is_id(text: &str, prefix: &str) -> bool {
+    let lower_hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+    text.strip_prefix(prefix).is_some_and(|digits| digits.len() == DIGITS && digits.bytes().all(lower_hex))
 }
 
 #[cfg(test)]
@@ -75,12 +105,21 @@ mod tests {
     fn a_random_id_parses() {
         let id = SandboxId::random();
         assert_eq!(id.as_str().parse::<SandboxId>().unwrap(), id);
+        let id = CheckpointId::random();
+        assert_eq!(id.as_str().parse::<CheckpointId>().unwrap(), id);
     }
 
     #[test]
     fn anything_else_is_refused() {
         for text in ["", "sbx_", "sbx_0F8FAD5BD9CB469FA16570867728950E", "sbx_../../etc/passwd", "sb_1"] {
-            assert_eq!(text.parse::<SandboxId>(), Err(SandboxIdError), "{text:?}");
+            assert!(text.parse::<SandboxId>().is_err(), "{text:?}");
         }
+    }
+
+    #[test]
+    fn an_id_of_one_thing_is_none_of_another() {
+        let error = SandboxId::random().as_str().parse::<CheckpointId>().unwrap_err();
+        assert_eq!(error.to_string(), "The id of a checkpoint is `ckp_` and 32 lowercase hexadecimal digits");
+        assert!(CheckpointId::random().as_str().parse::<SandboxId>().is_err());
     }
 }

@@ -4,6 +4,7 @@
 //! know are additions that it ignores.
 
 pub mod capacity;
+pub mod checkpoint;
 pub mod error;
 pub mod exec;
 pub mod id;

@@ -4,11 +4,12 @@
 //! `PODFLARE_WRITE_OPENAPI=1 cargo test --release -p podflare-api` writes it anew.
 
 use crate::capacity::{Capacity, TemplateCapacity};
+use crate::checkpoint::{CheckpointList, CheckpointRequest, CheckpointView, RestoreRequest};
 use crate::error::ErrorBody;
 use crate::exec::{ExecEvent, ExecEventKind, ExecRequest, Language};
-use crate::id::SandboxId;
+use crate::id::{CheckpointId, SandboxId};
 use crate::sandbox::{
-    CreateSandbox, ForkRequest, Forked, SandboxCreated, SandboxList, SandboxState, SandboxView,
+    ChildFailure, CreateSandbox, ForkRequest, Forked, SandboxCreated, SandboxList, SandboxState, SandboxView,
 };
 use utoipa::OpenApi;
 use utoipa::openapi::path::{HttpMethod, OperationBuilder, ParameterBuilder, ParameterIn};
@@ -52,6 +53,8 @@ enum Success {
 
 const UNKNOWN: (&str, &str) =
     ("404", "There is no such sandbox, or it has ended; the text says when and why");
+const UNKNOWN_CHECKPOINT: (&str, &str) =
+    ("404", "There is no such checkpoint, or it has ended; the text says when and why");
 const BAD_BODY: (&str, &str) = ("400", "The body cannot be understood, or asks for something out of range");
 const FULL: (&str, &str) = (
     "503",
@@ -108,7 +111,7 @@ pub const ENDPOINTS: &[Endpoint] = &[
         method: Method::Delete,
         path: "/v1/sandboxes/{id}",
         id: "delete_sandbox",
-        summary: "Ends a sandbox; the same answer when there is none",
+        summary: "Ends a sandbox and its checkpoints; the same answer when there is none",
         request: None,
         success: Success::Empty,
         errors: &[],
@@ -161,6 +164,89 @@ pub const ENDPOINTS: &[Endpoint] = &[
         open: false,
     },
     Endpoint {
+        method: Method::Post,
+        path: "/v1/sandboxes/{id}/checkpoints",
+        id: "checkpoint",
+        summary: "Keeps a sandbox's state as it is now; the sandbox runs on",
+        request: Some("CheckpointRequest"),
+        success: Success::Json("CheckpointView"),
+        errors: &[
+            BAD_BODY,
+            UNKNOWN,
+            LONG_BODY,
+            ("429", "The sandbox has too many checkpoints"),
+            FAILED,
+            FULL,
+        ],
+        open: false,
+    },
+    Endpoint {
+        method: Method::Get,
+        path: "/v1/sandboxes/{id}/checkpoints",
+        id: "list_checkpoints_of_sandbox",
+        summary: "Lists a sandbox's checkpoints, oldest first, also when it has ended but not been deleted",
+        request: None,
+        success: Success::Json("CheckpointList"),
+        errors: &[UNKNOWN],
+        open: false,
+    },
+    Endpoint {
+        method: Method::Post,
+        path: "/v1/sandboxes/{id}/restore",
+        id: "restore",
+        summary: "Puts a copy of a checkpoint in its sandbox's place; both ids and the checkpoint stay",
+        request: Some("RestoreRequest"),
+        success: Success::Empty,
+        errors: &[
+            ("400", "The body cannot be understood, or the checkpoint is another sandbox's"),
+            ("404", "There is no such sandbox or checkpoint, or it has ended; the text says which and why"),
+            LONG_BODY,
+            FAILED,
+            FULL,
+        ],
+        open: false,
+    },
+    Endpoint {
+        method: Method::Get,
+        path: "/v1/checkpoints",
+        id: "list_checkpoints",
+        summary: "Lists checkpoints, oldest first",
+        request: None,
+        success: Success::Json("CheckpointList"),
+        errors: &[],
+        open: false,
+    },
+    Endpoint {
+        method: Method::Get,
+        path: "/v1/checkpoints/{checkpoint}",
+        id: "inspect_checkpoint",
+        summary: "Looks at one checkpoint",
+        request: None,
+        success: Success::Json("CheckpointView"),
+        errors: &[UNKNOWN_CHECKPOINT],
+        open: false,
+    },
+    Endpoint {
+        method: Method::Delete,
+        path: "/v1/checkpoints/{checkpoint}",
+        id: "delete_checkpoint",
+        summary: "Ends a checkpoint; the same answer when there is none",
+        request: None,
+        success: Success::Empty,
+        errors: &[],
+        open: false,
+    },
+    Endpoint {
+        method: Method::Post,
+        path: "/v1/checkpoints/{checkpoint}/fork",
+        id: "fork_checkpoint",
+        summary: "Makes sandboxes of a checkpoint; every child is ready when this answers",
+        request: Some("ForkRequest"),
+        success: Success::Json("Forked"),
+        errors: &[BAD_BODY, UNKNOWN_CHECKPOINT, LONG_BODY, FAILED, FULL],
+        open: false,
+    },
+    Endpoint {
         method: Method::Get,
         path: "/v1/capacity",
         id: "capacity",
@@ -185,6 +271,11 @@ pub const ENDPOINTS: &[Endpoint] = &[
 #[derive(OpenApi)]
 #[openapi(components(schemas(
     Capacity,
+    CheckpointId,
+    CheckpointList,
+    CheckpointRequest,
+    CheckpointView,
+    ChildFailure,
     CreateSandbox,
     ErrorBody,
     ExecEvent,
@@ -193,6 +284,7 @@ pub const ENDPOINTS: &[Endpoint] = &[
     ForkRequest,
     Forked,
     Language,
+    RestoreRequest,
     SandboxCreated,
     SandboxId,
     SandboxList,
@@ -239,12 +331,13 @@ fn item(endpoint: &Endpoint) -> PathItem {
                 .build()
         }));
     for name in path_parameters(endpoint.path) {
+        let schema = if name == "checkpoint" { "CheckpointId" } else { "SandboxId" };
         operation = operation.parameter(
             ParameterBuilder::new()
                 .name(name)
                 .parameter_in(ParameterIn::Path)
                 .required(Required::True)
-                .schema(Some(Ref::from_schema_name("SandboxId"))),
+                .schema(Some(Ref::from_schema_name(schema))),
         );
     }
     let (status, response) = success(endpoint.success);

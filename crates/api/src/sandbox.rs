@@ -1,6 +1,6 @@
 //! Making, copying, merging and looking at sandboxes.
 
-use crate::id::SandboxId;
+use crate::id::{CheckpointId, SandboxId};
 use serde::{Deserialize, Serialize};
 
 /// The most children of one fork.
@@ -43,6 +43,9 @@ pub enum SandboxState {
 }
 
 /// `GET /v1/sandboxes/{id}`.
+///
+/// A merge and a restore put another machine in a sandbox's place. What belongs to the id stays: `id`,
+/// `created_at_ms`, `parent` and both timeouts. All else tells of the machine that is there now.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct SandboxView {
     pub id: SandboxId,
@@ -53,14 +56,19 @@ pub struct SandboxView {
     pub vcpus: u8,
     /// Milliseconds since 1970-01-01 UTC.
     pub created_at_ms: u64,
-    /// The sandbox that this one was forked from, even if that is gone.
+    /// The sandbox that this one was forked from, itself or through a checkpoint, even if that is gone.
     pub parent: Option<SandboxId>,
-    /// Forks between the template and this sandbox.
+    /// The checkpoint that its machine was copied from, even if that is gone.
+    pub checkpoint: Option<CheckpointId>,
+    /// Forks between the template and its machine.
     pub generation: u32,
+    /// When its machine was copied, in milliseconds since 1970-01-01 UTC. A machine of the pool was copied
+    /// from the template before its sandbox was created.
+    pub forked_at_ms: u64,
     /// The guest's clock, entropy, name and REPL are its own, as the agent has confirmed. False for as long
     /// as the REPL is still in code from before the fork; it is renewed before it runs anything new.
     pub renewed: bool,
-    /// Executions so far.
+    /// Executions so far, in its machine.
     pub executions: u64,
     pub timeout_seconds: u64,
     pub idle_timeout_seconds: u64,
@@ -72,21 +80,36 @@ pub struct SandboxList {
     pub sandboxes: Vec<SandboxView>,
 }
 
-/// `POST /v1/sandboxes/{id}/fork`.
+/// `POST /v1/sandboxes/{id}/fork`, and `POST /v1/checkpoints/{checkpoint}/fork`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct ForkRequest {
     /// Children wanted, `1..=FORK_CHILDREN_MAX`.
     #[serde(default = "one")]
     #[schema(minimum = 1, maximum = 32)]
     pub n: u32,
+    /// Whether to keep the children that could be made when others could not. Otherwise all are made, or none.
+    #[serde(default)]
+    pub partial: bool,
 }
 
 fn one() -> u32 {
     1
 }
 
-/// The answer to a fork: every child is ready.
+/// The answer to a fork.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Forked {
+    /// All of them are ready.
     pub children: Vec<SandboxId>,
+    /// Only with `partial`: the children that could not be made. Left out when there are none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub failures: Vec<ChildFailure>,
+}
+
+/// A child that could not be made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct ChildFailure {
+    /// Which of the fork's children, from 0.
+    pub child: u32,
+    pub error: String,
 }

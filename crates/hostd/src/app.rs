@@ -10,7 +10,7 @@ use crate::sandbox::registry::Registry;
 use crate::sandbox::state::EndCause;
 use crate::sandbox::{Identity, Lineage, Sandbox};
 use crate::template::{self, Availability, BootError, Template};
-use crate::vmm::{Vmm, VmmError};
+use crate::vmm::{Machine, Vmm};
 use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,7 +41,7 @@ pub struct App {
     /// One permit for each long request body that may be in memory.
     pub long_bodies: Semaphore,
     vmm: Arc<dyn Vmm>,
-    /// One permit for each sandbox that may exist beside the pool's.
+    /// One permit for each sandbox that may exist beside the pool's, and for each checkpoint.
     slots: Arc<Semaphore>,
     template: watch::Sender<Availability>,
     endings: Semaphore,
@@ -58,7 +58,9 @@ pub enum RunError {
 /// Why a host takes no more sandboxes.
 #[derive(Debug, thiserror::Error)]
 pub enum NoSlot {
-    #[error("This host has no room for that: its limit is {max} sandboxes; end some or try later")]
+    #[error(
+        "This host has no room for that: its limit is {max} sandboxes and checkpoints; end some or try later"
+    )]
     Full { max: u32 },
     #[error("The host is shutting down")]
     ShuttingDown,
@@ -151,22 +153,22 @@ impl App {
         template: &Template,
         limits: Limits,
     ) -> Result<(Sandbox, CopyTimes), CopyError> {
-        let (mut copies, times) = copies::copy(&*template.machine, 1, limits).await?;
-        let copy = copies.pop().ok_or(CopyError::Vmm(VmmError::Ended))?;
-        let lineage = Lineage { shape: template.shape.clone(), parent: None, generation: 1 };
+        let (copy, times) = copies::copy_one(&*template.machine, limits).await?;
+        let shape = template.shape.clone();
+        let lineage = Lineage { shape, parent: None, checkpoint: None, generation: 1 };
         Ok((self.launch(copy, lineage), times))
     }
 
     /// Makes a copy a sandbox and sees it to its end.
     pub fn launch(self: &Arc<App>, copy: OwnCopy, lineage: Lineage) -> Sandbox {
         let identity = Identity {
-            id: copy.id,
+            id: copy.id.clone(),
             parent: lineage.parent.clone(),
             created_at_ms: 0,
             terms: self.settings.terms.default,
             started: Instant::now().into_std(),
         };
-        let (sandbox, task) = Sandbox::new(copy.machine, copy.agent, identity, lineage);
+        let (sandbox, task) = Sandbox::new(copy, identity, lineage);
         let (app, handle) = (self.clone(), sandbox.clone());
         tokio::spawn(async move {
             let (cause, slot) = task.run().await;
@@ -186,9 +188,14 @@ impl App {
             }
             _ => tracing::debug!(%id, %cause, "A sandbox ended"),
         }
+        self.tear_down(id.as_str(), &**sandbox.machine()).await;
+    }
+
+    /// Ends a machine in its turn. Returns when nothing is left of it.
+    pub(crate) async fn tear_down(&self, id: &str, machine: &dyn Machine) {
         // The semaphore is never closed.
         let turn = self.endings.acquire().await.ok();
-        let mut ending = sandbox.machine().end();
+        let mut ending = machine.end();
         if timeout(ENDING_TURN, &mut ending).await.is_err() {
             tracing::warn!(%id, "A machine takes long to end; the next no longer wait for it");
             drop(turn);
@@ -199,8 +206,12 @@ impl App {
     async fn close(&self) {
         let template = self.template.send_replace(Availability::Not(Cow::Borrowed("shutting down")));
         self.slots.close();
-        for sandbox in self.registry.close().into_iter().chain(self.pool.close()) {
+        let (sandboxes, checkpoints) = self.registry.close();
+        for sandbox in sandboxes.into_iter().chain(self.pool.close()) {
             sandbox.end(EndCause::Shutdown);
+        }
+        for checkpoint in checkpoints {
+            checkpoint.end(EndCause::Shutdown);
         }
         if let Availability::Ready(template) = template {
             drop(template.machine.end());

@@ -6,17 +6,20 @@ use super::origin::OriginError;
 use crate::app::NoSlot;
 use crate::chain::chain;
 use crate::sandbox::ExecError;
+use crate::sandbox::checkpoint::take::TakeError;
 use crate::sandbox::copies::CopyError;
 use crate::sandbox::create::CreateError;
 use crate::sandbox::fork::ForkError;
 use crate::sandbox::merge::MergeError;
-use crate::sandbox::registry::FindError;
+use crate::sandbox::registry::{FindCheckpointError, FindError};
+use crate::sandbox::restore::RestoreError;
 use axum::Json;
 use axum::extract::rejection::BytesRejection;
 use axum::http::header::RETRY_AFTER;
 use axum::http::{Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use podflare_api::error::ErrorBody;
+use podflare_api::sandbox::ChildFailure;
 use std::error::Error;
 use std::time::Duration;
 
@@ -28,6 +31,7 @@ pub(super) struct ApiError {
     status: StatusCode,
     text: String,
     retry_after: Option<Duration>,
+    failures: Vec<ChildFailure>,
 }
 
 impl ApiError {
@@ -36,25 +40,30 @@ impl ApiError {
         if status == StatusCode::INTERNAL_SERVER_ERROR {
             tracing::error!(error = %text, "A request failed");
         }
-        ApiError { status, text, retry_after: None }
+        ApiError::of_text(status, text)
     }
 
     /// The template is not ready.
     pub(super) fn unavailable(why: String) -> ApiError {
-        ApiError { status: StatusCode::SERVICE_UNAVAILABLE, text: why, retry_after: None }
+        ApiError::of_text(StatusCode::SERVICE_UNAVAILABLE, why)
     }
 
     /// It will do later what it cannot do now.
     fn busy(error: &dyn Error) -> ApiError {
-        let status = StatusCode::SERVICE_UNAVAILABLE;
-        ApiError { status, text: error.to_string(), retry_after: Some(BUSY_RETRY_AFTER) }
+        let busy = ApiError::of_text(StatusCode::SERVICE_UNAVAILABLE, error.to_string());
+        ApiError { retry_after: Some(BUSY_RETRY_AFTER), ..busy }
+    }
+
+    fn of_text(status: StatusCode, text: String) -> ApiError {
+        ApiError { status, text, retry_after: None, failures: Vec::new() }
     }
 }
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let retry_after = self.retry_after.map(|after| [(RETRY_AFTER, after.as_secs())]);
-        (self.status, retry_after, Json(ErrorBody { error: self.text })).into_response()
+        let body = ErrorBody { error: self.text, failures: self.failures };
+        (self.status, retry_after, Json(body)).into_response()
     }
 }
 
@@ -105,6 +114,18 @@ fn status_of_find(error: &FindError) -> StatusCode {
     }
 }
 
+impl From<FindCheckpointError> for ApiError {
+    fn from(error: FindCheckpointError) -> ApiError {
+        ApiError::new(status_of_find_checkpoint(&error), &error)
+    }
+}
+
+fn status_of_find_checkpoint(error: &FindCheckpointError) -> StatusCode {
+    match error {
+        FindCheckpointError::Unknown | FindCheckpointError::Ended { .. } => StatusCode::NOT_FOUND,
+    }
+}
+
 fn status_of_no_slot(error: &NoSlot) -> StatusCode {
     match error {
         NoSlot::Full { .. } | NoSlot::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
@@ -129,11 +150,46 @@ impl From<ForkError> for ApiError {
         let status = match &error {
             ForkError::Count { .. } => StatusCode::BAD_REQUEST,
             ForkError::Find(error) => status_of_find(error),
+            ForkError::FindCheckpoint(error) => status_of_find_checkpoint(error),
             ForkError::NoSlot(error) => status_of_no_slot(error),
             ForkError::Busy(error) => return ApiError::busy(error),
             // Twice: the sandbox, and what was merged into it.
             ForkError::Copy(CopyError::SourceEnded) => StatusCode::NOT_FOUND,
-            ForkError::Copy(_) | ForkError::ChildEnded => StatusCode::INTERNAL_SERVER_ERROR,
+            ForkError::Copy(_) | ForkError::Children { .. } => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        let answer = ApiError::new(status, &error);
+        match error {
+            ForkError::Children { failures, .. } => ApiError { failures, ..answer },
+            _ => answer,
+        }
+    }
+}
+
+impl From<TakeError> for ApiError {
+    fn from(error: TakeError) -> ApiError {
+        let status = match &error {
+            TakeError::NameTooLong { .. } => StatusCode::BAD_REQUEST,
+            TakeError::TooMany => StatusCode::TOO_MANY_REQUESTS,
+            TakeError::Find(error) => status_of_find(error),
+            TakeError::NoSlot(error) => status_of_no_slot(error),
+            TakeError::Busy(error) => return ApiError::busy(error),
+            // Twice: the sandbox, and what was put in its place.
+            TakeError::Copy(CopyError::SourceEnded) => StatusCode::NOT_FOUND,
+            TakeError::Copy(_) | TakeError::Ended(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        ApiError::new(status, &error)
+    }
+}
+
+impl From<RestoreError> for ApiError {
+    fn from(error: RestoreError) -> ApiError {
+        let status = match &error {
+            RestoreError::OfAnother { .. } => StatusCode::BAD_REQUEST,
+            RestoreError::Find(error) => status_of_find(error),
+            RestoreError::FindCheckpoint(error) => status_of_find_checkpoint(error),
+            RestoreError::NoSlot(error) => status_of_no_slot(error),
+            RestoreError::Busy(error) => return ApiError::busy(error),
+            RestoreError::Copy(_) | RestoreError::CopyEnded => StatusCode::INTERNAL_SERVER_ERROR,
         };
         ApiError::new(status, &error)
     }
@@ -162,10 +218,10 @@ impl From<ExecError> for ApiError {
 
 pub(super) async fn unknown_path(uri: Uri) -> ApiError {
     let text = format!("there is nothing at {}; GET /openapi.json lists what there is", uri.path());
-    ApiError { status: StatusCode::NOT_FOUND, text, retry_after: None }
+    ApiError::of_text(StatusCode::NOT_FOUND, text)
 }
 
 pub(super) async fn wrong_method(method: Method, uri: Uri) -> ApiError {
     let text = format!("{} does not take {method}; GET /openapi.json lists what it takes", uri.path());
-    ApiError { status: StatusCode::METHOD_NOT_ALLOWED, text, retry_after: None }
+    ApiError::of_text(StatusCode::METHOD_NOT_ALLOWED, text)
 }

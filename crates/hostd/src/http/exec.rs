@@ -40,7 +40,8 @@ pub(super) async fn exec(
     Ok(ndjson(Body::from_stream(EventStream::new(reader, app.settings.heartbeat))))
 }
 
-/// A sandbox that ends when it has just been found may have been replaced by a merge: then the other runs it.
+/// A sandbox that ends when it has just been found may have been replaced by a merge or a restore:
+/// then the other runs it.
 fn start(app: &App, id: &str, language: guest::Language, mut code: String) -> Result<Reader, ExecError> {
     for _ in 0..2 {
         if let Some(reader) = app.registry.find(id)?.exec(language, &mut code)? {

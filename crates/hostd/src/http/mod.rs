@@ -1,6 +1,7 @@
 //! The HTTP API: the route table, and nothing else.
 
 mod auth;
+mod checkpoints;
 mod error;
 mod exec;
 mod json;
@@ -29,6 +30,11 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/sandboxes/{id}", get(sandboxes::inspect).delete(sandboxes::delete))
         .route("/v1/sandboxes/{id}/fork", post(sandboxes::fork))
         .route("/v1/sandboxes/{id}/merge_into/{winner}", post(sandboxes::merge_into))
+        .route("/v1/sandboxes/{id}/checkpoints", post(checkpoints::take).get(checkpoints::list_of_sandbox))
+        .route("/v1/sandboxes/{id}/restore", post(checkpoints::restore))
+        .route("/v1/checkpoints", get(checkpoints::list))
+        .route("/v1/checkpoints/{checkpoint}", get(checkpoints::inspect).delete(checkpoints::delete))
+        .route("/v1/checkpoints/{checkpoint}/fork", post(checkpoints::fork))
         .route("/v1/sandboxes/{id}/exec", post(exec::exec).layer(exec_limit))
         .route("/v1/sandboxes/{id}/replay", get(exec::replay))
         .route("/v1/capacity", get(node::capacity))

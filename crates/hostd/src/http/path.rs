@@ -6,7 +6,7 @@ use axum::extract::{FromRequestParts, Path};
 use axum::http::request::Parts;
 use serde::de::DeserializeOwned;
 
-/// Ids as a client has written them. What is not even text names no sandbox.
+/// Ids as a client has written them. What is not even text names nothing.
 #[derive(Debug)]
 pub(super) struct Ids<T>(pub(super) T);
 

@@ -5,7 +5,6 @@ use super::json::JsonBody;
 use super::path::Ids;
 use crate::app::App;
 use crate::phases::Phases;
-use crate::sandbox::state::EndCause;
 use crate::sandbox::{create, fork, merge};
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -14,7 +13,7 @@ use podflare_api::sandbox::{CreateSandbox, ForkRequest, Forked, SandboxCreated, 
 use std::sync::Arc;
 
 /// An answer, and what it took.
-type Timed<T> = (Extension<Phases>, Json<T>);
+pub(super) type Timed<T> = (Extension<Phases>, Json<T>);
 
 pub(super) async fn create(
     State(app): State<Arc<App>>,
@@ -39,10 +38,8 @@ pub(super) async fn inspect(
 
 /// The same answer where there is no such sandbox: the published SDK's `with` block would fail otherwise.
 pub(super) async fn delete(State(app): State<Arc<App>>, id: Result<Ids<String>, ApiError>) -> StatusCode {
-    if let Ok(Ids(id)) = id
-        && let Some(sandbox) = app.registry.remove(&id, &EndCause::Deleted)
-    {
-        sandbox.end(EndCause::Deleted);
+    if let Ok(Ids(id)) = id {
+        app.registry.delete(&id);
     }
     StatusCode::NO_CONTENT
 }
@@ -52,8 +49,8 @@ pub(super) async fn fork(
     Ids(id): Ids<String>,
     JsonBody(request): JsonBody<ForkRequest>,
 ) -> Result<Timed<Forked>, ApiError> {
-    let (children, phases) = fork::fork(&app, &id, request.n).await?;
-    Ok((Extension(phases), Json(Forked { children })))
+    let (forked, phases) = fork::fork(&app, &id, &request).await?;
+    Ok((Extension(phases), Json(forked)))
 }
 
 pub(super) async fn merge_into(

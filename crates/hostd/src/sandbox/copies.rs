@@ -1,18 +1,21 @@
 //! Copies of a machine, each made its own before anyone gets it.
 //!
 //! The source is forked once, whatever the count: the frozen twin makes the other copies and becomes
-//! the last one itself. All commands are on their way before the first answer is waited for.
+//! the last one itself. All commands are on their way before the first answer is waited for, so that the
+//! copies come to life side by side.
 
 use super::agent::{AgentConnection, AgentError};
+use super::events::unix_time_ms;
 use crate::chain::chain;
 use crate::phases::Phases;
 use crate::vmm::{Fork, ForkTimes, GuestStream, Machine, Pending, ThawTimes, VmmError};
-use futures_util::future::{BoxFuture, try_join_all};
-use futures_util::{FutureExt, TryFutureExt};
+use futures_util::FutureExt;
+use futures_util::future::{join_all, ready};
 use podflare_api::id::SandboxId;
 use podflare_wire::guest::AGENT_PORT;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::time::timeout_at;
 
 /// How long copies may take, at the first attempt and at the second. Clients wait for their turn before
 /// that; the published SDK waits 30 s for a create and 60 s for a fork.
@@ -31,7 +34,12 @@ pub struct OwnCopy {
     pub id: SandboxId,
     pub machine: Arc<dyn Machine>,
     pub agent: AgentConnection,
+    /// Milliseconds since 1970-01-01 UTC.
+    pub forked_at_ms: u64,
 }
+
+/// What became of each copy.
+pub type Outcomes = Vec<Result<OwnCopy, CopyError>>;
 
 /// What the slowest copy took in each phase; the pause is all that the source has stood still.
 #[derive(Debug, Clone, Copy, Default)]
@@ -64,7 +72,7 @@ impl CopyError {
         }
     }
 
-    fn of_source(error: VmmError) -> CopyError {
+    pub(super) fn of_source(error: VmmError) -> CopyError {
         match error {
             VmmError::Ended => CopyError::SourceEnded,
             error => CopyError::Vmm(error),
@@ -72,88 +80,111 @@ impl CopyError {
     }
 }
 
-/// Makes `count` copies, or none. Copies that are not returned end.
+/// Makes one copy.
+pub async fn copy_one(source: &dyn Machine, limits: Limits) -> Result<(OwnCopy, CopyTimes), CopyError> {
+    let (mut outcomes, times) = copy(source, 1, limits).await?;
+    let copy = outcomes.pop().unwrap_or(Err(CopyError::SourceEnded))?;
+    Ok((copy, times))
+}
+
+/// Makes `count` copies, as far as that is possible. Copies that are dropped end.
 ///
 /// A copy's guest can die or stand still in its first moments, as any machine can. Nobody has it yet, so
-/// all copies are made once more, of a later moment. What the source or the agent refuses is final.
+/// another is made in its place, of a later moment. What the source or the agent refuses is final.
 pub async fn copy(
     source: &dyn Machine,
     count: u32,
     limits: Limits,
-) -> Result<(Vec<OwnCopy>, CopyTimes), CopyError> {
+) -> Result<(Outcomes, CopyTimes), CopyError> {
     let [first, second] = limits;
-    let mut pause = Duration::ZERO;
-    let (copies, mut times) = match attempt(source, count, first, &mut pause).await {
+    let mut times = CopyTimes::default();
+    let mut outcomes = match attempt(source, count, first, &mut times).await {
         Err(error) if error.is_of_first_moments() => {
             tracing::warn!(error = %chain(&error), "Making the copies once more");
-            attempt(source, count, second, &mut pause).await?
+            return Ok((attempt(source, count, second, &mut times).await?, times));
         }
         result => result?,
     };
-    times.fork.pause = pause;
-    Ok((copies, times))
+    let is_lost = |(index, outcome): (usize, &Result<_, CopyError>)| {
+        let error = outcome.as_ref().err().filter(|error| error.is_of_first_moments())?;
+        tracing::warn!(error = %chain(error), "Making a copy once more");
+        Some(index)
+    };
+    let lost: Vec<usize> = outcomes.iter().enumerate().filter_map(is_lost).collect();
+    let (Some(&first_lost), Ok(count)) = (lost.first(), u32::try_from(lost.len())) else {
+        return Ok((outcomes, times));
+    };
+    match attempt(source, count, second, &mut times).await {
+        Ok(replacements) => {
+            for (index, replacement) in lost.into_iter().zip(replacements) {
+                outcomes[index] = replacement;
+            }
+        }
+        // It stands for them all: the others keep the errors that they had.
+        Err(error) => outcomes[first_lost] = Err(error),
+    }
+    Ok((outcomes, times))
 }
 
+/// Fails as a whole if the source cannot be forked. Only the pause of `times` adds up.
 async fn attempt(
     source: &dyn Machine,
     count: u32,
     limit: Duration,
-    pause: &mut Duration,
-) -> Result<(Vec<OwnCopy>, CopyTimes), CopyError> {
-    let starting = start(source, count, pause)?;
-    let settled = async {
-        let mut settled = try_join_all(starting.into_iter().map(Starting::settle)).await?;
-        // One by one: the others stand by, and so the time is on its way no longer than it must.
-        for (copy, _) in &mut settled {
-            copy.agent.settle_clock().await?;
-        }
-        Ok::<_, CopyError>(settled)
-    };
-    let settled = tokio::time::timeout(limit, settled).await.map_err(|_| CopyError::Timeout { limit })??;
-    let mut slowest = CopyTimes::default();
-    let mut copies = Vec::with_capacity(settled.len());
-    for (copy, times) in settled {
-        slowest = slowest.max(times);
-        copies.push(copy);
+    times: &mut CopyTimes,
+) -> Result<Outcomes, CopyError> {
+    let deadline = tokio::time::Instant::now() + limit;
+    let Started { forked, copies } = start(source, count)?;
+    let too_late = |_| CopyError::Timeout { limit };
+    let fork = timeout_at(deadline, forked).await.map_err(too_late)?.map_err(CopyError::of_source)?;
+    times.add_fork(fork);
+    let settled = copies.into_iter().map(async |starting| {
+        let settled = async { starting?.settle().await };
+        timeout_at(deadline, settled).await.map_err(too_late)?
+    });
+    let mut outcomes = Vec::with_capacity(settled.len());
+    for outcome in join_all(settled).await {
+        outcomes.push(match outcome {
+            Ok((mut copy, taken)) => {
+                times.raise_to(taken);
+                // One by one: the others stand by, and so the time is on its way no longer than it must.
+                let clock = timeout_at(deadline, copy.agent.settle_clock()).await.map_err(too_late);
+                clock.and_then(|set| set.map_err(CopyError::from)).map(|()| copy)
+            }
+            Err(error) => Err(error),
+        });
     }
-    Ok((copies, slowest))
+    Ok(outcomes)
 }
 
-/// Sends all commands. The source's pause is added to `pause` as soon as it is known.
-fn start<'a>(
-    source: &dyn Machine,
-    count: u32,
-    pause: &'a mut Duration,
-) -> Result<Vec<Starting<'a>>, CopyError> {
+/// Sends all commands.
+fn start(source: &dyn Machine, count: u32) -> Result<Started, CopyError> {
     let twin = source.fork().map_err(CopyError::of_source)?;
-    let forked = async {
-        let times = twin.done.await.map_err(CopyError::of_source)?;
-        *pause += times.pause;
-        Ok(times)
-    };
     // A machine serves its commands in order: the twin must be told to thaw after it has been copied.
-    let mut starting = (1..count)
-        .map(|_| {
-            let Fork { copy, done } = twin.copy.fork()?;
-            Starting::new(copy, done.map_err(CopyError::from).boxed())
-        })
-        .collect::<Result<Vec<_>, VmmError>>()?;
-    starting.push(Starting::new(twin.copy, forked.boxed())?);
-    Ok(starting)
+    let copies = (1..count).map(|_| {
+        let Fork { copy, done } = twin.copy.fork()?;
+        Starting::new(copy, done)
+    });
+    let mut copies: Vec<_> = copies.collect();
+    copies.push(Starting::new(twin.copy, ready(Ok(ForkTimes::default())).boxed()));
+    Ok(Started { forked: twin.done, copies })
 }
 
-struct Starting<'a> {
+/// The source's fork, and the copies that follow when it has been answered.
+struct Started {
+    forked: Pending<ForkTimes>,
+    copies: Vec<Result<Starting, VmmError>>,
+}
+
+struct Starting {
     machine: Arc<dyn Machine>,
     stream: Box<dyn GuestStream>,
-    forked: BoxFuture<'a, Result<ForkTimes, CopyError>>,
+    forked: Pending<ForkTimes>,
     thawed: Pending<ThawTimes>,
 }
 
-impl<'a> Starting<'a> {
-    fn new(
-        machine: Arc<dyn Machine>,
-        forked: BoxFuture<'a, Result<ForkTimes, CopyError>>,
-    ) -> Result<Starting<'a>, VmmError> {
+impl Starting {
+    fn new(machine: Arc<dyn Machine>, forked: Pending<ForkTimes>) -> Result<Starting, VmmError> {
         let stream = machine.connect(AGENT_PORT)?;
         let thawed = machine.thaw();
         Ok(Starting { machine, stream, forked, thawed })
@@ -161,13 +192,14 @@ impl<'a> Starting<'a> {
 
     async fn settle(self) -> Result<(OwnCopy, CopyTimes), CopyError> {
         let fork = self.forked.await?;
+        let forked_at_ms = unix_time_ms();
         let thaw = self.thawed.await?;
         let runs = Instant::now();
         let id = SandboxId::random();
         // The clock that the renewal carries is read now: any sooner, and the guest's would be late by
         // what its thaw has taken.
         let agent = AgentConnection::renew(self.stream, &hostname(&id)).await?;
-        let copy = OwnCopy { id, machine: self.machine, agent };
+        let copy = OwnCopy { id, machine: self.machine, agent, forked_at_ms };
         Ok((copy, CopyTimes { fork, thaw, renew: runs.elapsed() }))
     }
 }
@@ -178,20 +210,26 @@ pub(super) fn hostname(id: &SandboxId) -> String {
 }
 
 impl CopyTimes {
-    fn max(self, other: CopyTimes) -> CopyTimes {
-        CopyTimes {
-            fork: ForkTimes {
-                pause: self.fork.pause.max(other.fork.pause),
-                save: self.fork.save.max(other.fork.save),
-                fork: self.fork.fork.max(other.fork.fork),
-            },
-            thaw: ThawTimes {
-                build: self.thaw.build.max(other.thaw.build),
-                restore: self.thaw.restore.max(other.thaw.restore),
-                prefault: self.thaw.prefault.max(other.thaw.prefault),
-            },
-            renew: self.renew.max(other.renew),
-        }
+    /// What a fork of the source has cost it.
+    pub(super) fn of_fork(fork: ForkTimes) -> CopyTimes {
+        CopyTimes { fork, ..CopyTimes::default() }
+    }
+
+    fn add_fork(&mut self, fork: ForkTimes) {
+        let pause = self.fork.pause + fork.pause;
+        self.raise_to(CopyTimes::of_fork(fork));
+        self.fork.pause = pause;
+    }
+
+    fn raise_to(&mut self, other: CopyTimes) {
+        let raise = |time: &mut Duration, other: Duration| *time = (*time).max(other);
+        raise(&mut self.fork.pause, other.fork.pause);
+        raise(&mut self.fork.save, other.fork.save);
+        raise(&mut self.fork.fork, other.fork.fork);
+        raise(&mut self.thaw.build, other.thaw.build);
+        raise(&mut self.thaw.restore, other.thaw.restore);
+        raise(&mut self.thaw.prefault, other.thaw.prefault);
+        raise(&mut self.renew, other.renew);
     }
 
     /// Adds the phases; a frozen source stands still anyway and has no pause.

@@ -1,16 +1,18 @@
-//! Children of a running sandbox: all of them ready, or none.
+//! Children of a running sandbox: all of them ready or none, unless the client takes fewer.
 
 use super::admission::Busy;
-use super::copies::{self, CopyError, FORK_LIMITS};
+use super::copies::{self, CopyError, FORK_LIMITS, Outcomes, OwnCopy};
 use super::events::unix_time_ms;
-use super::registry::{FindError, InsertError};
-use super::state::EndCause;
+use super::registry::{FindCheckpointError, FindError, InsertError};
+use super::state::{EndCause, Terms};
 use super::{Lineage, Sandbox};
 use crate::app::{App, NoSlot};
+use crate::chain::chain;
 use crate::phases::Phases;
-use podflare_api::id::SandboxId;
-use podflare_api::sandbox::FORK_CHILDREN_MAX;
+use crate::vmm::Machine;
+use podflare_api::sandbox::{ChildFailure, FORK_CHILDREN_MAX, ForkRequest, Forked};
 use std::sync::Arc;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 #[derive(Debug, thiserror::Error)]
@@ -20,68 +22,169 @@ pub enum ForkError {
     #[error(transparent)]
     Find(#[from] FindError),
     #[error(transparent)]
+    FindCheckpoint(#[from] FindCheckpointError),
+    #[error(transparent)]
     NoSlot(#[from] NoSlot),
     #[error(transparent)]
     Busy(#[from] Busy),
-    #[error("Could not fork the sandbox; all its new children were ended")]
+    #[error("Could not fork; there are no children")]
     Copy(#[from] CopyError),
-    #[error("A child ended at once, so all were ended")]
-    ChildEnded,
+    #[error("Could not make {} of {n} children, so there are none; {}", failures.len(), first_of(failures))]
+    Children { n: u32, failures: Vec<ChildFailure> },
 }
 
-pub async fn fork(app: &Arc<App>, id: &str, n: u32) -> Result<(Vec<SandboxId>, Phases), ForkError> {
-    if !(1..=FORK_CHILDREN_MAX).contains(&n) {
-        return Err(ForkError::Count { n });
-    }
+fn first_of(failures: &[ChildFailure]) -> String {
+    failures.first().map(|failure| format!("child {}: {}", failure.child, failure.error)).unwrap_or_default()
+}
+
+/// What children have from what they are copies of.
+#[derive(Debug)]
+pub(super) struct Heritage {
+    pub(super) lineage: Lineage,
+    pub(super) terms: Terms,
+}
+
+pub async fn fork(app: &Arc<App>, id: &str, request: &ForkRequest) -> Result<(Forked, Phases), ForkError> {
     let source = app.registry.find(id)?;
-    match fork_sandbox(app, &source, n).await {
+    match fork_sandbox(app, &source, request).await {
         Err(ForkError::Copy(CopyError::SourceEnded)) => {}
         result => return result,
     }
     source.ended().await;
-    // A merge has put another in its place, or this says why there is none.
+    // A merge or a restore has put another in its place, or this says why there is none.
     let heir = app.registry.find(id)?;
-    fork_sandbox(app, &heir, n).await
+    fork_sandbox(app, &heir, request).await
 }
 
 async fn fork_sandbox(
     app: &Arc<App>,
     source: &Sandbox,
-    n: u32,
-) -> Result<(Vec<SandboxId>, Phases), ForkError> {
-    let mut slots = app.acquire_slots(n)?;
+    request: &ForkRequest,
+) -> Result<(Forked, Phases), ForkError> {
     let _forking = source.begin_fork();
+    make_children(app, &**source.machine(), request, || {
+        let identity = source.identity();
+        let lineage = Lineage {
+            shape: source.lineage().shape.clone(),
+            parent: Some(identity.id.clone()),
+            checkpoint: None,
+            generation: source.lineage().generation + 1,
+        };
+        Heritage { lineage, terms: identity.terms }
+    })
+    .await
+}
+
+/// Makes sandboxes of copies of a machine. What they inherit is asked for when they are there: until then, a
+/// merge may change it.
+pub(super) async fn make_children(
+    app: &Arc<App>,
+    source: &dyn Machine,
+    request: &ForkRequest,
+    heritage: impl FnOnce() -> Heritage,
+) -> Result<(Forked, Phases), ForkError> {
+    let ForkRequest { n, partial } = *request;
+    if !(1..=FORK_CHILDREN_MAX).contains(&n) {
+        return Err(ForkError::Count { n });
+    }
+    let slots = app.acquire_slots(n)?;
     let begun = Instant::now();
     let _turn = app.admission.turn(n).await?;
     let wait = begun.elapsed();
-    let (copies, times) = copies::copy(&**source.machine(), n, FORK_LIMITS).await?;
+    let (outcomes, times) = copies::copy(source, n, FORK_LIMITS).await?;
+    let mut family = Family { n, partial, children: Vec::new(), failures: Vec::new() };
+    let copies = family.sort(outcomes)?;
+    if family.is_failed() {
+        return Err(family.into_error());
+    }
+    family.launch(app, copies, &heritage(), slots);
+    family.register(app)?;
+    family.failures.sort_by_key(|failure| failure.child);
+    let children = family.children.iter().map(|(_, child)| child.identity().id.clone()).collect();
+    tracing::debug!(n, failures = family.failures.len(), "Forked");
+    let forked = Forked { children, failures: family.failures };
+    Ok((forked, times.record(Phases::default().with("wait", wait))))
+}
 
-    let (parent, terms) = {
-        let identity = source.identity();
-        (identity.id.clone(), identity.terms)
-    };
-    let lineage = Lineage {
-        shape: source.lineage().shape.clone(),
-        parent: Some(parent),
-        generation: source.lineage().generation + 1,
-    };
-    let children: Vec<_> = copies.into_iter().map(|copy| app.launch(copy, lineage.clone())).collect();
-    for child in &children {
-        if let Some(slot) = slots.split(1) {
-            child.lease(terms, Instant::now().into_std(), unix_time_ms(), slot);
+/// Children in the making, by their numbers.
+struct Family {
+    n: u32,
+    partial: bool,
+    children: Vec<(u32, Sandbox)>,
+    failures: Vec<ChildFailure>,
+}
+
+impl Family {
+    /// Sorts the copies that live from the children that could not be made. A source that has ended meanwhile
+    /// may have an heir: where all are wanted, all are to be the heir's.
+    fn sort(&mut self, outcomes: Outcomes) -> Result<Vec<(u32, OwnCopy)>, CopyError> {
+        let mut copies = Vec::with_capacity(outcomes.len());
+        for (child, outcome) in (0..).zip(outcomes) {
+            match outcome {
+                Ok(copy) => copies.push((child, copy)),
+                Err(CopyError::SourceEnded) if !self.partial => return Err(CopyError::SourceEnded),
+                Err(error) => self.failures.push(ChildFailure { child, error: chain(&error) }),
+            }
+        }
+        Ok(copies)
+    }
+
+    /// More children have failed than the client takes.
+    fn is_failed(&self) -> bool {
+        let failures_max = if self.partial { self.n as usize - 1 } else { 0 };
+        self.failures.len() > failures_max
+    }
+
+    fn into_error(self) -> ForkError {
+        ForkError::Children { n: self.n, failures: self.failures }
+    }
+
+    /// Makes copies sandboxes, each with its slot. The slots of the others are given back.
+    fn launch(
+        &mut self,
+        app: &Arc<App>,
+        copies: Vec<(u32, OwnCopy)>,
+        heritage: &Heritage,
+        mut slots: OwnedSemaphorePermit,
+    ) {
+        for (number, copy) in copies {
+            let child = app.launch(copy, heritage.lineage.clone());
+            if let Some(slot) = slots.split(1) {
+                child.lease(heritage.terms, Instant::now().into_std(), unix_time_ms(), slot);
+            }
+            self.children.push((number, child));
         }
     }
-    if let Err(error) = app.registry.insert(&children) {
-        let (cause, error) = match error {
-            InsertError::Ended => (EndCause::Deleted, ForkError::ChildEnded),
-            InsertError::Closed => (EndCause::Shutdown, NoSlot::ShuttingDown.into()),
-        };
-        for child in children {
+
+    /// Registers all children, but those that have ended since: they have failed, too.
+    fn register(&mut self, app: &App) -> Result<(), ForkError> {
+        loop {
+            let children: Vec<Sandbox> = self.children.iter().map(|(_, child)| child.clone()).collect();
+            match app.registry.insert(&children) {
+                Ok(()) => return Ok(()),
+                Err(InsertError::Closed) => {
+                    self.end(&EndCause::Shutdown);
+                    return Err(NoSlot::ShuttingDown.into());
+                }
+                Err(InsertError::Ended) => {}
+            }
+            for (child, ended) in self.children.extract_if(.., |(_, child)| child.has_ended()) {
+                let error = ended.end_cause().map(ToString::to_string).unwrap_or_default();
+                self.failures
+                    .push(ChildFailure { child, error: format!("it ended at once because {error}") });
+            }
+            if self.is_failed() {
+                self.end(&EndCause::Deleted);
+                self.failures.sort_by_key(|failure| failure.child);
+                let failures = std::mem::take(&mut self.failures);
+                return Err(ForkError::Children { n: self.n, failures });
+            }
+        }
+    }
+
+    fn end(&self, cause: &EndCause) {
+        for (_, child) in &self.children {
             child.end(cause.clone());
         }
-        return Err(error);
     }
-    let ids = children.iter().map(|child| child.identity().id.clone()).collect();
-    tracing::debug!(parent = ?lineage.parent, n, "Forked a sandbox");
-    Ok((ids, times.record(Phases::default().with("wait", wait))))
 }

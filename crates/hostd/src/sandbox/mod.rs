@@ -3,16 +3,18 @@
 //! ```text
 //!   fork of a template          claim                       end
 //!  ────────────────────▶ pooled ─────▶ leased ──────────────────────▶ ended
-//!   fork of a sandbox                    ▲        deleted, idle, too old, replaced by a
-//!  ──────────────────────────────────────┘        merge, machine or agent lost, shutdown
+//!   fork of a sandbox or a checkpoint    ▲        deleted, idle, too old, replaced by a merge
+//!  ──────────────────────────────────────┘        or a restore, machine or agent lost, shutdown
 //! ```
 //!
 //! One task ([`task`]) owns the agent's stream, the executions and the lease; nobody else changes them.
 //! [`Sandbox`] is the handle that others hold. It names no id of its own in its state machine: ids belong
-//! to the [`registry`], which may give a machine another one (`merge_into`).
+//! to the [`registry`], which may give a machine another one (`merge_into`, `restore`). A [`checkpoint`] is a
+//! frozen machine that is kept, with a task of its own.
 
 pub mod admission;
 pub mod agent;
+pub mod checkpoint;
 pub mod copies;
 pub mod create;
 pub mod events;
@@ -24,15 +26,16 @@ pub mod pulse;
 pub mod reconnect;
 pub mod registry;
 pub mod replay;
+pub mod restore;
 pub mod state;
 pub mod task;
 
 use crate::template::Shape;
 use crate::vmm::Machine;
-use agent::AgentConnection;
 use bytes::Bytes;
+use copies::OwnCopy;
 use execution::{Chunk, Place, Taken};
-use podflare_api::id::SandboxId;
+use podflare_api::id::{CheckpointId, SandboxId};
 use podflare_api::sandbox::{SandboxState, SandboxView};
 use podflare_wire::guest::{ExecId, Language};
 use podflare_wire::limits::{CODE_LEN_MAX, EXECS_MAX};
@@ -57,11 +60,13 @@ pub struct Sandbox(Arc<Shared>);
 pub struct Lineage {
     pub shape: Arc<Shape>,
     pub parent: Option<SandboxId>,
-    /// Forks between the template and the sandbox.
+    /// What its machine is a copy of, if that is not the parent's machine or the template.
+    pub checkpoint: Option<CheckpointId>,
+    /// Forks between the template and its machine.
     pub generation: u32,
 }
 
-/// Who a sandbox is for its clients. A merge gives the winner the parent's.
+/// Who a sandbox is for its clients. A merge or a restore gives it to another machine.
 #[derive(Debug, Clone)]
 pub struct Identity {
     pub id: SandboxId,
@@ -80,6 +85,7 @@ struct Shared {
     replay: Mutex<Replay>,
     identity: Mutex<Identity>,
     lineage: Lineage,
+    forked_at_ms: u64,
     /// Known before `commands` is closed.
     end_cause: OnceLock<EndCause>,
     /// Whether everything in the guest that must not be as in its source has been made its own.
@@ -113,12 +119,8 @@ pub struct Reader {
 
 impl Sandbox {
     /// A sandbox over a machine that is its own, and the task that must be run for it.
-    pub fn new(
-        machine: Arc<dyn Machine>,
-        agent: AgentConnection,
-        identity: Identity,
-        lineage: Lineage,
-    ) -> (Sandbox, Task) {
+    pub fn new(copy: OwnCopy, identity: Identity, lineage: Lineage) -> (Sandbox, Task) {
+        let OwnCopy { machine, agent, forked_at_ms, .. } = copy;
         let (commands, receiver) = mpsc::unbounded_channel();
         let sandbox = Sandbox(Arc::new(Shared {
             machine,
@@ -126,6 +128,7 @@ impl Sandbox {
             replay: Mutex::default(),
             identity: Mutex::new(identity),
             lineage,
+            forked_at_ms,
             end_cause: OnceLock::new(),
             renewed: AtomicBool::new(agent.is_renewed()),
             executions: AtomicU32::new(0),
@@ -223,7 +226,7 @@ impl Sandbox {
 
     pub fn view(&self) -> SandboxView {
         let identity = self.identity().clone();
-        let Lineage { shape, generation, .. } = &self.0.lineage;
+        let Lineage { shape, checkpoint, generation, .. } = &self.0.lineage;
         SandboxView {
             id: identity.id,
             state: SandboxState::Ready,
@@ -233,7 +236,9 @@ impl Sandbox {
             vcpus: shape.vcpus,
             created_at_ms: identity.created_at_ms,
             parent: identity.parent,
+            checkpoint: checkpoint.clone(),
             generation: *generation,
+            forked_at_ms: self.0.forked_at_ms,
             renewed: self.0.renewed.load(Ordering::Relaxed),
             executions: u64::from(self.0.executions.load(Ordering::Relaxed)),
             timeout_seconds: identity.terms.life.as_secs(),

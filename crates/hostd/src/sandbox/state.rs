@@ -1,6 +1,6 @@
 //! When a sandbox is to end: pure rules over times that are passed in.
 
-use podflare_api::id::SandboxId;
+use podflare_api::id::{CheckpointId, SandboxId};
 use std::fmt;
 use std::time::{Duration, Instant};
 
@@ -88,7 +88,7 @@ impl Lease {
     }
 }
 
-/// Why a sandbox ended, or an id stopped to name one.
+/// Why a sandbox or a checkpoint ended, or an id stopped to name one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum EndCause {
     Deleted,
@@ -98,6 +98,10 @@ pub enum EndCause {
     MergedInto(SandboxId),
     /// Another machine goes on under its id.
     ReplacedBy(SandboxId),
+    /// A copy of the checkpoint goes on under its id.
+    RestoredTo(CheckpointId),
+    /// It was a checkpoint of this one.
+    SandboxDeleted(SandboxId),
     MachineEnded(String),
     AgentLost(String),
     Shutdown,
@@ -111,6 +115,8 @@ impl fmt::Display for EndCause {
             EndCause::LifeOver(life) => write!(f, "its lifetime of {} s was over", life.as_secs()),
             EndCause::MergedInto(parent) => write!(f, "it was merged into {parent}"),
             EndCause::ReplacedBy(winner) => write!(f, "{winner} was merged into it"),
+            EndCause::RestoredTo(checkpoint) => write!(f, "it was restored to {checkpoint}"),
+            EndCause::SandboxDeleted(sandbox) => write!(f, "its sandbox {sandbox} was deleted"),
             EndCause::MachineEnded(ending) => f.write_str(ending),
             EndCause::AgentLost(reason) => write!(f, "its guest no longer answers: {reason}"),
             EndCause::Shutdown => f.write_str("the host is shutting down"),

@@ -93,7 +93,7 @@ async fn a_full_host_says_so_until_a_sandbox_ends() {
     host.create().await;
     let answer = host.post("/v1/sandboxes", &json!({})).await;
     assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
-    assert!(answer.error().contains("limit is 2 sandboxes"), "{}", answer.body);
+    assert!(answer.error().contains("limit is 2 sandboxes and checkpoints"), "{}", answer.body);
     let answer = host.post(&format!("/v1/sandboxes/{id}/fork"), &json!({})).await;
     assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
     host.delete(&id).await;
@@ -322,18 +322,26 @@ async fn machines_that_do_not_end_keep_no_others_from_ending() {
 async fn a_host_that_shuts_down_gives_nothing_out() {
     let host = Host::start(&[]).await;
     let id = host.create().await;
+    let checkpoint = host.checkpoint(&id).await;
     host.app.registry.close();
-    for path in ["/v1/sandboxes".to_owned(), format!("/v1/sandboxes/{id}/fork")] {
-        let answer = host.post(&path, &json!({})).await;
+    let cases = [
+        ("/v1/sandboxes".to_owned(), json!({})),
+        (format!("/v1/sandboxes/{id}/fork"), json!({})),
+        (format!("/v1/sandboxes/{id}/checkpoints"), json!({})),
+        (format!("/v1/sandboxes/{id}/restore"), json!({"checkpoint": checkpoint})),
+        (format!("/v1/checkpoints/{checkpoint}/fork"), json!({"partial": true})),
+    ];
+    for (path, body) in cases {
+        let answer = host.post(&path, &body).await;
         assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE, "{path}");
         assert_eq!(answer.error(), "The host is shutting down");
     }
     host.pool_is_full().await;
-    host.machines_are(6).await;
+    host.machines_are(7).await;
     for member in host.app.pool.close() {
         member.end(podflare_hostd::sandbox::state::EndCause::Shutdown);
     }
-    host.machines_are(2).await;
+    host.machines_are(3).await;
 }
 
 #[tokio::test]

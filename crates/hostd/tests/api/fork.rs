@@ -1,4 +1,4 @@
-//! Forking: children are copies with a name of their own, all of them or none.
+//! Forking: children are copies with a name of their own, all of them or none, or those that live.
 
 use crate::host::{Host, exit, stdout};
 use axum::http::StatusCode;
@@ -67,8 +67,13 @@ async fn a_child_knows_its_parent_and_starts_without_a_history() {
     let child = host.fork(&parent, 1).await.remove(0);
     let view = host.get(&format!("/v1/sandboxes/{child}")).await.json();
     assert_eq!(view["parent"], parent.as_str());
-    assert_eq!(view["generation"], 2);
+    assert_eq!((&view["generation"], &view["checkpoint"]), (&json!(2), &json!(null)));
+    assert_eq!(view["template"], "default");
     assert_eq!(view["idle_timeout_seconds"], 77);
+    assert_eq!(view["renewed"], true);
+    let of_parent = host.get(&format!("/v1/sandboxes/{parent}")).await.json();
+    let moments = [&of_parent["forked_at_ms"], &of_parent["created_at_ms"], &view["forked_at_ms"]];
+    assert!(moments.is_sorted_by_key(|moment| moment.as_u64().unwrap()), "{moments:?}");
     assert_eq!(host.get(&format!("/v1/sandboxes/{child}/replay")).await.body, "");
 }
 
@@ -114,24 +119,70 @@ async fn copies_whose_renewal_was_long_on_its_way_are_told_the_time_once_more() 
 }
 
 #[tokio::test]
-async fn if_one_child_is_not_renewed_there_are_none() {
-    let host = Host::start(&["--pool-size", "0"]).await;
+async fn if_one_child_is_not_renewed_there_are_none_and_the_answer_names_it() {
+    let host = Host::start(&["--pool-size", "0", "--sandboxes-max", "6"]).await;
     let parent = host.create().await;
-    host.vmm.refuse_renewals(1);
-    let answer = host.post(&format!("/v1/sandboxes/{parent}/fork"), &json!({"n": 5})).await;
-    assert_eq!(answer.status, StatusCode::INTERNAL_SERVER_ERROR);
-    assert!(answer.error().contains("the renewal was refused"), "{}", answer.body);
-    host.machines_are(2).await;
+    // The twin is made first, and is the last child.
+    for (nth, child) in [(1, 4), (2, 0), (5, 3)] {
+        host.vmm.refuse_renewal_of(nth);
+        let answer = host.post(&format!("/v1/sandboxes/{parent}/fork"), &json!({"n": 5})).await;
+        assert_eq!(answer.status, StatusCode::INTERNAL_SERVER_ERROR);
+        let why =
+            "A copy was not made its own, so it was ended: the guest's agent failed: the renewal was refused";
+        let told = format!("Could not make 1 of 5 children, so there are none; child {child}: {why}");
+        assert_eq!(answer.json(), json!({"error": told, "failures": [{"child": child, "error": why}]}));
+        host.machines_are(2).await;
+    }
     assert_eq!(host.get("/v1/sandboxes").await.json()["sandboxes"].as_array().unwrap().len(), 1);
     assert_eq!(host.fork(&parent, 5).await.len(), 5);
 }
 
 #[tokio::test]
-async fn children_that_die_at_once_are_made_once_more_and_no_oftener() {
+async fn a_client_that_takes_fewer_gets_the_children_that_live() {
+    let host = Host::start(&["--pool-size", "0", "--sandboxes-max", "6"]).await;
+    let parent = host.create().await;
+    host.exec(&parent, "set x 1").await;
+    host.vmm.refuse_renewal_of(2);
+    host.vmm.refuse_renewal_of(4);
+    let path = format!("/v1/sandboxes/{parent}/fork");
+    let answer = host.post(&path, &json!({"n": 5, "partial": true})).await;
+    assert_eq!(answer.status, StatusCode::OK, "{}", answer.body);
+    let forked = answer.json();
+    let failed: Vec<_> =
+        forked["failures"].as_array().unwrap().iter().map(|failure| &failure["child"]).collect();
+    assert_eq!(failed, [0, 2]);
+    let children: Vec<String> = serde_json::from_value(forked["children"].clone()).unwrap();
+    assert_eq!(children.len(), 3);
+    for child in &children {
+        assert_eq!(host.text(child, "get x").await, "1");
+    }
+    host.machines_are(5).await;
+    // The slots of the others were given back.
+    let answer = host.post(&path, &json!({"n": 2, "partial": true})).await;
+    assert_eq!(answer.json().as_object().unwrap().keys().collect::<Vec<_>>(), ["children"]);
+    assert_eq!(host.post(&path, &json!({"n": 1})).await.status, StatusCode::SERVICE_UNAVAILABLE);
+}
+
+#[tokio::test]
+async fn a_fork_without_any_child_is_an_error_for_everyone() {
     let host = Host::start(&["--pool-size", "0"]).await;
     let parent = host.create().await;
-    host.vmm.die_of_thaws(1);
+    host.vmm.refuse_renewals(3);
+    let path = format!("/v1/sandboxes/{parent}/fork");
+    let answer = host.post(&path, &json!({"n": 3, "partial": true})).await;
+    assert_eq!(answer.status, StatusCode::INTERNAL_SERVER_ERROR);
+    assert_eq!(answer.json()["failures"].as_array().unwrap().len(), 3);
+    host.machines_are(2).await;
+}
+
+#[tokio::test]
+async fn only_children_that_die_at_once_are_made_once_more_and_no_oftener() {
+    let host = Host::start(&["--pool-size", "0"]).await;
+    let parent = host.create().await;
+    let made = host.vmm.made();
+    host.vmm.die_of_thaws(2);
     assert_eq!(host.fork(&parent, 5).await.len(), 5);
+    assert_eq!(host.vmm.made(), made + 5 + 2);
     host.machines_are(7).await;
 
     host.vmm.die_of_thaws(10);

@@ -36,6 +36,8 @@ async fn every_error_has_the_one_body_and_says_how_long_it_took() {
         (Request::get("/v1/sandboxes/%ff").body(Body::empty()).unwrap(), StatusCode::NOT_FOUND),
         (post("/v1/sandboxes/%ff/fork", "application/json", ""), StatusCode::NOT_FOUND),
         (post("/v1/sandboxes/a/merge_into/%ff", "application/json", ""), StatusCode::NOT_FOUND),
+        (Request::get("/v1/checkpoints/%ff").body(Body::empty()).unwrap(), StatusCode::NOT_FOUND),
+        (post("/v1/checkpoints/%ff/fork", "application/json", ""), StatusCode::NOT_FOUND),
         (Request::put("/v1/sandboxes").body(Body::empty()).unwrap(), StatusCode::METHOD_NOT_ALLOWED),
         (Request::post("/v1/healthz").body(Body::empty()).unwrap(), StatusCode::METHOD_NOT_ALLOWED),
         (post("/v1/sandboxes", "application/json", "{"), StatusCode::BAD_REQUEST),
@@ -124,7 +126,11 @@ async fn every_documented_endpoint_is_served() {
 }
 
 fn request_to(method: Method, path: &str) -> Request<Body> {
-    let path = path.replace("{id}", "a").replace("{parent}", "b").replace("{winner}", "c");
+    let path = path
+        .replace("{id}", "a")
+        .replace("{parent}", "b")
+        .replace("{winner}", "c")
+        .replace("{checkpoint}", "d");
     let request = match method {
         Method::Get => Request::get(path),
         Method::Post => Request::post(path),

@@ -2,6 +2,7 @@
 
 #![cfg(test)]
 
+mod checkpoint;
 mod create;
 mod exec;
 mod fork;
@@ -9,4 +10,5 @@ mod host;
 mod http;
 mod merge;
 mod pool;
+mod restore;
 mod run;

@@ -89,6 +89,9 @@ async fn shutting_down_ends_every_machine_and_tells_running_executions() {
         line.clear();
         stream.read_line(&mut line).await.unwrap();
     }
+    let mut checkpoint = daemon.request(&format!("POST /v1/sandboxes/{id}/checkpoints"), "{}").await;
+    let body = read_answer(&mut checkpoint).await;
+    serde_json::from_str::<podflare_api::checkpoint::CheckpointView>(&body).unwrap();
     let vmm = daemon.vmm.clone();
     daemon.stop().await.unwrap();
     let mut rest = String::new();

@@ -7,12 +7,14 @@ with Sandbox() as sandbox:
     print(sandbox.run_code("print(x)").stdout)
 """
 
+from podflare._checkpoint import Checkpoint
 from podflare._client import Client, close_default_client
 from podflare._diff import Diff
 from podflare._errors import (
     ApiError,
     BadRequestError,
     CapacityError,
+    CheckpointNotFoundError,
     ConnectionLostError,
     FileTransferError,
     HostError,
@@ -23,24 +25,29 @@ from podflare._errors import (
     SandboxNotFoundError,
     UnauthorizedError,
 )
-from podflare._sandbox import Sandbox
-from podflare._types import Event, ExecResult, Language, SandboxInfo
+from podflare._sandbox import PartialFork, Sandbox
+from podflare._types import CheckpointInfo, Event, ExecResult, ForkFailure, Language, SandboxInfo
 from podflare._version import __version__
 
 __all__ = [
     "ApiError",
     "BadRequestError",
     "CapacityError",
+    "Checkpoint",
+    "CheckpointInfo",
+    "CheckpointNotFoundError",
     "Client",
     "ConnectionLostError",
     "Diff",
     "Event",
     "ExecResult",
     "FileTransferError",
+    "ForkFailure",
     "HostError",
     "HostTimeoutError",
     "HostUnreachableError",
     "Language",
+    "PartialFork",
     "PodflareError",
     "ProtocolError",
     "Sandbox",

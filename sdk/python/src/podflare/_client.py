@@ -14,7 +14,7 @@ import httpx
 
 from podflare._errors import ProtocolError, api_error, transport_errors
 from podflare._stream import events, execution_events
-from podflare._types import Event, Language, SandboxInfo
+from podflare._types import CheckpointInfo, Event, ForkFailure, Language, SandboxInfo
 from podflare._version import __version__
 
 DEFAULT_HOST = "http://127.0.0.1:7070"
@@ -163,7 +163,7 @@ class Client:
         return _info(_answer(self._request("GET", _sandbox_path(sandbox_id))))
 
     def destroy_sandbox(self, sandbox_id: str) -> None:
-        """Destroy a sandbox; hosts take an id that is already gone as success."""
+        """Destroy a sandbox and its checkpoints; hosts take an id that is already gone as success."""
         self._request("DELETE", _sandbox_path(sandbox_id), slow=True)
 
     def fork_sandbox(self, sandbox_id: str, n: int = 1) -> list[str]:
@@ -175,6 +175,75 @@ class Client:
         """
         response = self._request("POST", _sandbox_path(sandbox_id, "fork"), body={"n": n}, slow=True)
         return [_id(child) for child in _list(response, "children")]
+
+    def fork_sandbox_partial(self, sandbox_id: str, n: int = 1) -> tuple[list[str], list[ForkFailure]]:
+        """Make up to n children; return the ids of those that live, and why there are no others.
+
+        Raises:
+            BadRequestError: n is not within 1 to 32.
+            SandboxNotFoundError: There is no such sandbox.
+            HostError: No child could be made.
+        """
+        body = {"n": n, "partial": True}
+        response = self._request("POST", _sandbox_path(sandbox_id, "fork"), body=body, slow=True)
+        children = [_id(child) for child in _list(response, "children")]
+        return children, ForkFailure.list_from_json(_answer(response).get("failures"))
+
+    def create_checkpoint(self, sandbox_id: str, name: str | None = None) -> CheckpointInfo:
+        """Keep a sandbox's state as it is now, and return what the host tells about the checkpoint.
+
+        Raises:
+            BadRequestError: The name is too long.
+            SandboxNotFoundError: There is no such sandbox.
+            CapacityError: The sandbox has 16 checkpoints, or the host is full.
+        """
+        body = {} if name is None else {"name": name}
+        path = _sandbox_path(sandbox_id, "checkpoints")
+        return _checkpoint(_answer(self._request("POST", path, body=body, slow=True)))
+
+    def list_checkpoints(self, sandbox_id: str | None = None) -> list[CheckpointInfo]:
+        """List the checkpoints of a sandbox, or of all, oldest first.
+
+        Raises:
+            SandboxNotFoundError: There is no such sandbox, and it has left no checkpoints.
+        """
+        path = "/v1/checkpoints" if sandbox_id is None else _sandbox_path(sandbox_id, "checkpoints")
+        return [_checkpoint(view) for view in _list(self._request("GET", path), "checkpoints")]
+
+    def checkpoint_info(self, checkpoint_id: str) -> CheckpointInfo:
+        """Look at a checkpoint.
+
+        Raises:
+            CheckpointNotFoundError: There is no such checkpoint.
+        """
+        return _checkpoint(_answer(self._request("GET", _checkpoint_path(checkpoint_id))))
+
+    def delete_checkpoint(self, checkpoint_id: str) -> None:
+        """Delete a checkpoint; hosts take an id that is already gone as success."""
+        self._request("DELETE", _checkpoint_path(checkpoint_id), slow=True)
+
+    def fork_checkpoint(self, checkpoint_id: str, n: int = 1) -> list[str]:
+        """Make n sandboxes of a checkpoint and return their ids.
+
+        Raises:
+            BadRequestError: n is not within 1 to 32.
+            CheckpointNotFoundError: There is no such checkpoint.
+        """
+        path = _checkpoint_path(checkpoint_id, "fork")
+        return [
+            _id(child) for child in _list(self._request("POST", path, body={"n": n}, slow=True), "children")
+        ]
+
+    def restore_sandbox(self, sandbox_id: str, checkpoint_id: str) -> None:
+        """Let the sandbox's id name a copy of the checkpoint from now on.
+
+        Raises:
+            BadRequestError: The checkpoint is another sandbox's.
+            SandboxNotFoundError: There is no such sandbox.
+            CheckpointNotFoundError: There is no such checkpoint.
+        """
+        body = {"checkpoint": checkpoint_id}
+        self._request("POST", _sandbox_path(sandbox_id, "restore"), body=body, slow=True)
 
     def merge_into(self, parent_id: str, winner_id: str) -> None:
         """Let the parent's id name the winner's VM from now on; the winner's id is gone.
@@ -278,6 +347,10 @@ def _sandbox_path(*parts: str) -> str:
     return "/v1/sandboxes/" + "/".join(quote(part, safe="") for part in parts)
 
 
+def _checkpoint_path(*parts: str) -> str:
+    return "/v1/checkpoints/" + "/".join(quote(part, safe="") for part in parts)
+
+
 def _answer(response: httpx.Response) -> dict[str, Any]:
     try:
         answer = response.json()
@@ -302,7 +375,15 @@ def _info(view: object) -> SandboxInfo:
     return cast("SandboxInfo", view)
 
 
+def _checkpoint(view: object) -> CheckpointInfo:
+    if not isinstance(view, dict):
+        raise ProtocolError(f"The host told something else than a checkpoint: {repr(view)[:_EXCERPT_LEN]}")
+    _id(view.get("id"))
+    _id(view.get("sandbox"))
+    return cast("CheckpointInfo", view)
+
+
 def _id(value: object) -> str:
     if not isinstance(value, str) or not value:
-        raise ProtocolError(f"The host told something else than a sandbox's id: {repr(value)[:_EXCERPT_LEN]}")
+        raise ProtocolError(f"The host told something else than an id: {repr(value)[:_EXCERPT_LEN]}")
     return value

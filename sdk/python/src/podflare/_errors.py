@@ -5,6 +5,7 @@
     │   ├── BadRequestError      400
     │   ├── UnauthorizedError    401
     │   ├── SandboxNotFoundError 404 for a sandbox
+    │   ├── CheckpointNotFoundError 404 for a checkpoint
     │   ├── CapacityError        429, 503
     │   └── HostError            500 and other 5xx
     ├── HostUnreachableError     no connection; also httpx.ConnectError and httpx.ConnectTimeout
@@ -24,9 +25,14 @@ from contextlib import contextmanager
 
 import httpx
 
+from podflare._types import ForkFailure
+
 _TEXT_LEN_MAX = 2000
 # A host behind a router may have a path of its own before this.
 _A_SANDBOX = re.compile("/v1/sandboxes/.")
+_A_CHECKPOINT = re.compile("/v1/checkpoints/.")
+# A restore names both, so that only the host's sentence tells which of them there is not.
+_NO_CHECKPOINT = "checkpoint not found"
 
 
 class PodflareError(Exception):
@@ -44,11 +50,13 @@ class ApiError(PodflareError, httpx.HTTPStatusError):
         error: The host's sentence.
         method: The request's method.
         path: The request's path.
+        failures: Of a fork, the children that could not be made.
     """
 
     def __init__(self, response: httpx.Response) -> None:
         self.status = response.status_code
         self.error = _sentence(response)
+        self.failures = _failures(response)
         self.method = response.request.method
         self.path = response.request.url.path
         message = f"{self.error} ({self.status} from {self.method} {self.path})"
@@ -65,6 +73,10 @@ class UnauthorizedError(ApiError):
 
 class SandboxNotFoundError(ApiError):
     """404: there is no such sandbox, or no longer; the host's sentence says why."""
+
+
+class CheckpointNotFoundError(ApiError):
+    """404: there is no such checkpoint, or no longer; the host's sentence says why."""
 
 
 class CapacityError(ApiError):
@@ -100,8 +112,12 @@ def api_error(response: httpx.Response) -> ApiError:
     by_status = {400: BadRequestError, 401: UnauthorizedError, 429: CapacityError, 503: CapacityError}
     other = HostError if response.is_server_error else ApiError
     # A template or a region may be what was not found.
-    if response.status_code == 404 and _A_SANDBOX.search(response.request.url.path):
-        other = SandboxNotFoundError
+    if response.status_code == 404:
+        path = response.request.url.path
+        if _A_CHECKPOINT.search(path) or _sentence(response).startswith(_NO_CHECKPOINT):
+            other = CheckpointNotFoundError
+        elif _A_SANDBOX.search(path):
+            other = SandboxNotFoundError
     return by_status.get(response.status_code, other)(response)
 
 
@@ -127,3 +143,10 @@ def _sentence(response: httpx.Response) -> str:
     except (ValueError, KeyError, TypeError, RecursionError):
         text = response.text.strip() or response.reason_phrase
     return text[:_TEXT_LEN_MAX]
+
+
+def _failures(response: httpx.Response) -> list[ForkFailure]:
+    try:
+        return ForkFailure.list_from_json(response.json()["failures"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return []

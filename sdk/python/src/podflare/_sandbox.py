@@ -6,16 +6,16 @@ import threading
 from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from os import PathLike
 from types import TracebackType
 
 from podflare import _diff, _files
+from podflare._checkpoint import Checkpoint
 from podflare._client import Client, resolve_host, shared_client
 from podflare._diff import Diff
 from podflare._errors import PodflareError, SandboxNotFoundError
-from podflare._types import Event, ExecResult, Language, SandboxInfo
-
-FORK_CHILDREN_MAX = 32
+from podflare._types import Event, ExecResult, ForkFailure, Language, SandboxInfo, check_children
 
 
 class Sandbox:
@@ -157,16 +157,63 @@ class Sandbox:
         Raises:
             ValueError: n is out of range.
             SandboxNotFoundError: The sandbox is gone.
-            ApiError: The host refused or failed; there are no children then.
+            ApiError: The host refused or failed; there are no children then. Its `failures` tell which of
+                them could not be made.
         """
-        if not 1 <= n <= FORK_CHILDREN_MAX:
-            raise ValueError(f"fork makes 1 to {FORK_CHILDREN_MAX} children, not {n}")
+        check_children(n)
         return [Sandbox._existing(child, self._client) for child in self._client.fork_sandbox(self.id, n)]
+
+    def fork_partial(self, n: int = 1) -> PartialFork:
+        """Fork as `fork` does, but keep the children that could be made when others could not.
+
+        Raises:
+            ValueError: n is out of range.
+            SandboxNotFoundError: The sandbox is gone.
+            ApiError: The host refused, or no child could be made.
+        """
+        check_children(n)
+        children, failures = self._client.fork_sandbox_partial(self.id, n)
+        return PartialFork([Sandbox._existing(child, self._client) for child in children], failures)
+
+    def checkpoint(self, name: str | None = None) -> Checkpoint:
+        """Keep the sandbox's state as it is now, to come back to it. The sandbox runs on.
+
+        Args:
+            name: A note for people, up to 128 characters.
+
+        Raises:
+            BadRequestError: The name is too long.
+            SandboxNotFoundError: The sandbox is gone.
+            CapacityError: The sandbox has 16 checkpoints, or the host is full.
+        """
+        return Checkpoint(self._client.create_checkpoint(self.id, name), self._client)
+
+    def checkpoints(self) -> list[Checkpoint]:
+        """List this sandbox's checkpoints, oldest first.
+
+        Raises:
+            SandboxNotFoundError: The sandbox is gone and has left no checkpoints.
+        """
+        return [Checkpoint(info, self._client) for info in self._client.list_checkpoints(self.id)]
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Put the sandbox back to one of its checkpoints, as often as you like.
+
+        It keeps its id and its lifetime. What runs in it ends with exit code 137 and a reason.
+
+        Raises:
+            BadRequestError: The checkpoint is another sandbox's.
+            SandboxNotFoundError: The sandbox is gone; `Checkpoint.fork` makes another of the checkpoint.
+            CheckpointNotFoundError: The checkpoint is gone; the message says why.
+            ApiError: The host refused or failed; the sandbox is as it was.
+        """
+        self._client.restore_sandbox(self.id, checkpoint.id)
 
     def merge_into(self, winner: Sandbox) -> None:
         """Take over the winner's whole state; this sandbox's own is dropped.
 
-        This sandbox keeps its id. The winner must not be used any more; closing it does nothing.
+        This sandbox keeps its id and its checkpoints, and gets the winner's, too. The winner must not be used
+        any more; closing it does nothing.
 
         Raises:
             ValueError: The winner is this sandbox.
@@ -226,7 +273,9 @@ class Sandbox:
         return self._client.replay(self.id)
 
     def close(self) -> None:
-        """Destroy the sandbox. Does nothing if that was done before, or if it has been merged.
+        """Destroy the sandbox and its checkpoints.
+
+        Does nothing if that was done before, or if the sandbox has been merged.
 
         Raises:
             PodflareError: The host failed or cannot be reached; closing may be tried again.
@@ -243,6 +292,19 @@ class Sandbox:
         if not result.ok:
             raise PodflareError(f"Cannot list the files of {self.id}: {result.stderr}")
         return _diff.parse_listing(result.stdout)
+
+
+@dataclass(frozen=True)
+class PartialFork:
+    """What became of a fork's children.
+
+    Attributes:
+        children: Those that live. Close each of them.
+        failures: Why there are no others.
+    """
+
+    children: list[Sandbox]
+    failures: list[ForkFailure]
 
 
 def _client_for(region: str | None, host: str | None, traceparent: str | None, api_key: str | None) -> Client:

@@ -8,6 +8,8 @@ from typing import Any, Literal, TypedDict
 
 Language = Literal["python", "bash"]
 
+FORK_CHILDREN_MAX = 32
+
 # Of the events that are known; others may carry anything.
 _DATA_TYPES: dict[str, type] = {"stdout": str, "stderr": str, "exit": int}
 
@@ -96,8 +98,63 @@ class SandboxInfo(TypedDict, total=False):
     """Milliseconds since 1970-01-01 UTC. From here on, told when the host is asked."""
     parent: str | None
     """The sandbox that this one was forked from, even if that is gone."""
+    checkpoint: str | None
+    """The checkpoint that its machine was copied from, even if that is gone. From here on, after a merge or a
+    restore, of the machine that took over."""
     generation: int
-    """Forks between the template and this sandbox."""
+    """Forks between the template and its machine."""
+    forked_at_ms: int
+    """When its machine was copied; for one that waited in the pool, before the sandbox was created."""
     renewed: bool
     """The guest's clock, entropy and name are its own."""
     executions: int
+
+
+class CheckpointInfo(TypedDict, total=False):
+    """What the host tells about a checkpoint."""
+
+    id: str
+    name: str | None
+    sandbox: str
+    """The sandbox that can be restored to it."""
+    template: str
+    generation: int
+    """Forks between the template and the sandbox, as it was then."""
+    created_at_ms: int
+    """Milliseconds since 1970-01-01 UTC; so is expires_at_ms."""
+    expires_at_ms: int
+
+
+@dataclass(frozen=True)
+class ForkFailure:
+    """A child of a fork that could not be made.
+
+    Attributes:
+        child: Which of the fork's children, from 0.
+        error: The host's sentence.
+    """
+
+    child: int
+    error: str
+
+    @classmethod
+    def list_from_json(cls, failures: object) -> list[ForkFailure]:
+        """Build failures from what a host lists; what is none is left out."""
+        if not isinstance(failures, list):
+            return []
+        whole = [failure for failure in failures if isinstance(failure, dict)]
+        return [
+            cls(failure["child"], failure["error"])
+            for failure in whole
+            if type(failure.get("child")) is int and type(failure.get("error")) is str
+        ]
+
+
+def check_children(n: int) -> None:
+    """Refuse a number of children that no host makes.
+
+    Raises:
+        ValueError: n is out of range.
+    """
+    if not 1 <= n <= FORK_CHILDREN_MAX:
+        raise ValueError(f"fork makes 1 to {FORK_CHILDREN_MAX} children, not {n}")

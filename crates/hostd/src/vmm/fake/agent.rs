@@ -51,7 +51,7 @@ pub(super) async fn serve(stream: DuplexStream, core: &Arc<Core>) {
     let first = next_request(&mut read, &mut frames).await;
     take_time(&core.world.renewal_time_ms).await;
     match first {
-        Some(Request::Renew(renewal)) if !World::takes(&core.world.renewals_to_refuse) => {
+        Some(Request::Renew(renewal)) if !core.refuses_renewal() => {
             let mut guest = core.guest();
             guest.hostname = renewal.hostname;
             guest.entropy = renewal.entropy;

@@ -12,7 +12,7 @@ use crate::vmm::{
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, ready};
 use podflare_wire::control::{EndReason, PageRun};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -39,6 +39,8 @@ struct World {
     renewal_time_ms: AtomicU32,
     ending_time_ms: AtomicU32,
     renewals_to_refuse: AtomicU32,
+    /// Machines whose renewals fail, by their numbers.
+    refusing: Mutex<BTreeSet<u32>>,
     boots_to_fail: AtomicU32,
     hot_pages: AtomicUsize,
     thaws_to_die_of: AtomicU32,
@@ -99,6 +101,11 @@ impl FakeVmm {
     /// The next so many renewals fail.
     pub fn refuse_renewals(&self, count: u32) {
         self.0.renewals_to_refuse.store(count, Ordering::SeqCst);
+    }
+
+    /// The renewal of the `nth` machine that is made from now on fails. A fork makes its twin first.
+    pub fn refuse_renewal_of(&self, nth: u32) {
+        lock(&self.0.refusing).insert(self.made() + nth);
     }
 
     /// The next so many machines end while they boot.
@@ -171,6 +178,8 @@ struct FakeMachine {
 #[derive(Debug)]
 struct Core {
     world: Arc<World>,
+    /// How many machines there had been when it was made, itself included.
+    number: u32,
     state: watch::Sender<State>,
     guest: Mutex<Guest>,
     connections: Mutex<Vec<AbortHandle>>,
@@ -196,9 +205,10 @@ struct Guest {
 impl FakeMachine {
     fn new(world: Arc<World>, state: State, guest: Guest) -> FakeMachine {
         world.alive.send_modify(|alive| *alive += 1);
-        world.made.fetch_add(1, Ordering::SeqCst);
+        let number = world.made.fetch_add(1, Ordering::SeqCst) + 1;
         let core = Core {
             world,
+            number,
             state: watch::Sender::new(state),
             guest: Mutex::new(guest),
             connections: Mutex::default(),
@@ -239,6 +249,11 @@ impl Core {
             self.world.alive.send_modify(|alive| *alive -= 1);
             self.cut_connections();
         }
+    }
+
+    /// Whether it is one whose renewal is to fail.
+    fn refuses_renewal(&self) -> bool {
+        lock(&self.world.refusing).contains(&self.number) || World::takes(&self.world.renewals_to_refuse)
     }
 
     fn cut_connections(&self) {

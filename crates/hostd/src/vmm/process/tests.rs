@@ -156,6 +156,7 @@ async fn however_many_copies_are_made_their_source_is_forked_once() {
     let counted = forks.clone();
     let fixture = fixture_served_by(move |channel, copies| serve_counting(channel, copies, counted));
     let (copies, times) = copies::copy(&fixture.machine, 5, copies::FORK_LIMITS).await.unwrap();
+    assert!(copies.iter().all(Result::is_ok));
     assert_eq!((copies.len(), fixture.copies.iter().take(5).count()), (5, 5));
     assert_eq!(forks.load(Ordering::SeqCst), 1);
     let timing: Vec<_> = times.record(crate::phases::Phases::default()).iter().copied().collect();

@@ -1,14 +1,18 @@
-//! Which id names which sandbox, and what became of the ids that name none any more.
+//! Which id names which sandbox or checkpoint, and what became of the ids that name none any more.
+
+mod checkpoints;
+mod ended;
 
 use super::Sandbox;
+use super::checkpoint::Checkpoint;
 use super::state::EndCause;
-use podflare_api::id::SandboxId;
-use std::collections::{HashMap, VecDeque};
+use checkpoints::Checkpoints;
+use ended::Ended;
+use podflare_api::id::{CheckpointId, SandboxId};
+use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
 
-/// Ids of ended sandboxes that are remembered, for better answers.
-const ENDED_REMEMBERED: usize = 1024;
+pub use checkpoints::{FindCheckpointError, KeepError};
 
 #[derive(Debug, Default)]
 pub struct Registry {
@@ -19,9 +23,8 @@ pub struct Registry {
 #[derive(Debug, Default)]
 struct Tables {
     live: HashMap<SandboxId, Sandbox>,
-    ended: HashMap<SandboxId, (Instant, EndCause)>,
-    /// The keys of `ended`, oldest first.
-    ended_order: VecDeque<SandboxId>,
+    ended: Ended<SandboxId>,
+    checkpoints: Checkpoints,
     closed: bool,
 }
 
@@ -40,6 +43,25 @@ pub enum InsertError {
     Ended,
     /// The host is shutting down.
     Closed,
+}
+
+/// Why a sandbox does not take another's place.
+#[derive(Debug, PartialEq, Eq)]
+pub enum RestoreError {
+    Heir(InsertError),
+    Find(FindError),
+}
+
+impl From<InsertError> for RestoreError {
+    fn from(error: InsertError) -> RestoreError {
+        RestoreError::Heir(error)
+    }
+}
+
+impl From<FindError> for RestoreError {
+    fn from(error: FindError) -> RestoreError {
+        RestoreError::Find(error)
+    }
 }
 
 impl Registry {
@@ -66,13 +88,15 @@ impl Registry {
         self.lock().find(&id).cloned()
     }
 
-    /// Takes an id away from its sandbox.
-    pub fn remove(&self, id: &str, cause: &EndCause) -> Option<Sandbox> {
-        let id: SandboxId = id.parse().ok()?;
+    /// Takes an id away from its sandbox and ends it, with all checkpoints that go by this id.
+    pub fn delete(&self, id: &str) {
+        let Ok(id) = id.parse() else { return };
         let mut tables = self.lock();
-        let sandbox = tables.live.remove(&id)?;
-        tables.remember(id, cause.clone());
-        Some(sandbox)
+        tables.delete_checkpoints_of(&id);
+        if let Some(sandbox) = tables.live.remove(&id) {
+            sandbox.end(EndCause::Deleted);
+            tables.ended.remember(id, EndCause::Deleted);
+        }
     }
 
     /// Takes the id away from a sandbox that has ended, if it still has one.
@@ -81,30 +105,45 @@ impl Registry {
         let id = sandbox.identity().id.clone();
         if tables.live.get(&id).is_some_and(|live| live.is(sandbox)) {
             tables.live.remove(&id);
-            tables.remember(id, cause.clone());
+            tables.ended.remember(id, cause.clone());
         }
     }
 
-    /// Puts the winner in the parent's place, in one step. Gives the parent's machine's sandbox back.
-    pub fn replace(&self, parent: &str, winner: &str) -> Result<Sandbox, FindError> {
+    /// Puts the winner in the parent's place, in one step. Its checkpoints go with it, and the parent's stay.
+    pub fn merge(&self, parent: &str, winner: &str) -> Result<(), FindError> {
         let parent: SandboxId = parent.parse().map_err(|_| FindError::Unknown)?;
         let winner: SandboxId = winner.parse().map_err(|_| FindError::Unknown)?;
         let mut tables = self.lock();
         let loser = tables.find(&parent)?.clone();
         let heir = tables.find(&winner)?.clone();
         tables.live.remove(&winner);
-        let identity = loser.identity().clone();
-        heir.take_over(identity);
-        tables.live.insert(parent.clone(), heir);
-        tables.remember(winner, EndCause::MergedInto(parent));
-        Ok(loser)
+        tables.checkpoints.hand_over(&winner, &parent);
+        tables.put_in_place(&loser, heir, EndCause::ReplacedBy(winner.clone()));
+        tables.ended.remember(winner, EndCause::MergedInto(parent));
+        Ok(())
     }
 
-    /// Takes no more sandboxes, and gives those that there are.
-    pub fn close(&self) -> Vec<Sandbox> {
+    /// Puts a sandbox that is not registered in another's place, in one step.
+    pub fn restore(&self, id: &str, heir: &Sandbox, checkpoint: &CheckpointId) -> Result<(), RestoreError> {
+        let id: SandboxId = id.parse().map_err(|_| FindError::Unknown)?;
+        let mut tables = self.lock();
+        if tables.closed {
+            return Err(InsertError::Closed.into());
+        }
+        let loser = tables.find(&id)?.clone();
+        // As in `insert`.
+        if heir.has_ended() {
+            return Err(InsertError::Ended.into());
+        }
+        tables.put_in_place(&loser, heir.clone(), EndCause::RestoredTo(checkpoint.clone()));
+        Ok(())
+    }
+
+    /// Takes no more sandboxes and checkpoints, and gives those that there are.
+    pub fn close(&self) -> (Vec<Sandbox>, Vec<Checkpoint>) {
         let mut tables = self.lock();
         tables.closed = true;
-        tables.live.values().cloned().collect()
+        (tables.live.values().cloned().collect(), tables.checkpoints.all())
     }
 
     /// All sandboxes, in no order.
@@ -136,21 +175,18 @@ impl Tables {
     }
 
     fn missing(&self, id: &SandboxId) -> FindError {
-        self.ended.get(id).map_or(FindError::Unknown, |(at, cause)| FindError::Ended {
-            seconds_ago: at.elapsed().as_secs(),
-            cause: cause.clone(),
-        })
+        self.ended
+            .find(id)
+            .map_or(FindError::Unknown, |(seconds_ago, cause)| FindError::Ended { seconds_ago, cause })
     }
 
-    fn remember(&mut self, id: SandboxId, cause: EndCause) {
-        if self.ended.insert(id.clone(), (Instant::now(), cause)).is_none() {
-            self.ended_order.push_back(id);
-        }
-        if self.ended_order.len() > ENDED_REMEMBERED
-            && let Some(oldest) = self.ended_order.pop_front()
-        {
-            self.ended.remove(&oldest);
-        }
+    /// Gives a sandbox's identity to another and ends it.
+    fn put_in_place(&mut self, loser: &Sandbox, heir: Sandbox, cause: EndCause) {
+        let identity = loser.identity().clone();
+        let id = identity.id.clone();
+        heir.take_over(identity);
+        self.live.insert(id, heir);
+        loser.end(cause);
     }
 }
 
@@ -159,14 +195,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ended_sandboxes_are_remembered_up_to_a_limit() {
+    fn what_is_no_id_names_no_sandbox() {
         let registry = Registry::default();
-        let ids: Vec<SandboxId> = (0..=ENDED_REMEMBERED).map(|_| SandboxId::random()).collect();
-        for id in &ids {
-            registry.lock().remember(id.clone(), EndCause::Deleted);
-        }
-        assert_eq!(registry.find(ids[0].as_str()).unwrap_err(), FindError::Unknown);
-        let error = registry.find(ids[1].as_str()).unwrap_err();
+        let id = SandboxId::random();
+        assert_eq!(registry.find(id.as_str()).unwrap_err(), FindError::Unknown);
+        registry.lock().ended.remember(id.clone(), EndCause::Deleted);
+        let error = registry.find(id.as_str()).unwrap_err();
         assert_eq!(error.to_string(), "sandbox not found: it ended 0 s ago because it was deleted");
         assert_eq!(registry.find("sbx_../etc").unwrap_err(), FindError::Unknown);
     }
