@@ -15,6 +15,8 @@ pub mod place;
 pub mod processes;
 /// A guest of a few bytes that keeps a device busy for ever.
 pub mod refilling_guest;
+/// Rounds of create, fork, merge and close, and what they leave behind.
+pub mod rounds;
 mod second_vcpu;
 /// A guest of a few bytes whose state is all over the processor, for tests of save and restore.
 pub mod state_guest;

@@ -28,6 +28,33 @@ pub fn memory_kib(pid: u32) -> (u64, u64) {
     (field("Pss:"), field("Private_Dirty:"))
 }
 
+/// Threads of a process.
+pub fn thread_count(pid: u32) -> usize {
+    std::fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count)
+}
+
+/// Memory of a process that lies in the host's, in KiB, pages that it shares included.
+pub fn resident_kib(pid: u32) -> u64 {
+    kib(&format!("/proc/{pid}/status"), "VmRSS:")
+}
+
+/// Memory that the host can still give, in KiB.
+pub fn available_memory_kib() -> u64 {
+    kib("/proc/meminfo", "MemAvailable:")
+}
+
+/// Memory of the kernel's own objects, in KiB.
+pub fn slab_kib() -> u64 {
+    kib("/proc/meminfo", "Slab:")
+}
+
+#[expect(clippy::unwrap_used, reason = "a figure that cannot be read must fail the measurement")]
+fn kib(file: &str, name: &str) -> u64 {
+    let text = std::fs::read_to_string(file).unwrap();
+    let line = text.lines().find(|line| line.starts_with(name)).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
 fn all() -> impl Iterator<Item = u32> {
     let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())

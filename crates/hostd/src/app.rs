@@ -3,6 +3,7 @@
 use crate::chain::chain;
 use crate::config::Settings;
 use crate::http::{self, limits::LONG_BODIES_MAX};
+use crate::pool::policy::Memory;
 use crate::pool::{self, Pool};
 use crate::sandbox::admission::Admission;
 use crate::sandbox::copies::{self, CopyError, CopyTimes, Limits, OwnCopy};
@@ -131,6 +132,11 @@ impl App {
 
     pub fn template(&self) -> Availability {
         self.template.borrow().clone()
+    }
+
+    /// The host's memory; `None` if it is not known.
+    pub fn memory(&self) -> Option<Memory> {
+        self.vmm.memory()
     }
 
     pub fn watch_template(&self) -> watch::Receiver<Availability> {

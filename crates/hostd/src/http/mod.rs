@@ -30,6 +30,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/sandboxes/{id}/fork", post(sandboxes::fork))
         .route("/v1/sandboxes/{id}/merge_into/{winner}", post(sandboxes::merge_into))
         .route("/v1/sandboxes/{id}/exec", post(exec::exec).layer(exec_limit))
+        .route("/v1/sandboxes/{id}/ping", get(sandboxes::ping))
         .route("/v1/sandboxes/{id}/replay", get(exec::replay))
         .route("/v1/capacity", get(node::capacity))
         .route_layer(from_fn_with_state(app.clone(), auth::require_key));

@@ -100,6 +100,8 @@ pub enum EndCause {
     ReplacedBy(SandboxId),
     MachineEnded(String),
     AgentLost(String),
+    /// The pool had more members than it needs.
+    Surplus,
     Shutdown,
 }
 
@@ -113,6 +115,7 @@ impl fmt::Display for EndCause {
             EndCause::ReplacedBy(winner) => write!(f, "{winner} was merged into it"),
             EndCause::MachineEnded(ending) => f.write_str(ending),
             EndCause::AgentLost(reason) => write!(f, "its guest no longer answers: {reason}"),
+            EndCause::Surplus => f.write_str("nobody needed it"),
             EndCause::Shutdown => f.write_str("the host is shutting down"),
         }
     }
