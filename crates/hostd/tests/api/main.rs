@@ -8,5 +8,6 @@ mod fork;
 mod host;
 mod http;
 mod merge;
+mod ping;
 mod pool;
 mod run;
