@@ -15,7 +15,7 @@ pub(super) struct Members {
     target: usize,
     wanted: usize,
     /// Oldest first.
-    ready: VecDeque<Sandbox>,
+    ready: VecDeque<Member>,
     starting: usize,
     demand: Demand,
     hits: u64,
@@ -23,6 +23,12 @@ pub(super) struct Members {
     missed: Duration,
     refills: VecDeque<Duration>,
     pub(super) closed: bool,
+}
+
+#[derive(Debug)]
+struct Member {
+    sandbox: Sandbox,
+    made: Instant,
 }
 
 /// A pool's numbers at one moment.
@@ -56,12 +62,13 @@ impl Members {
     /// Takes the oldest member that lives.
     pub(super) fn claim(&mut self, now: Instant) -> Option<Sandbox> {
         self.demand.note(now.into_std(), policy::ceiling(self.target));
-        let mut claimed = self.ready.pop_front();
-        while claimed.as_ref().is_some_and(Sandbox::has_ended) {
-            claimed = self.ready.pop_front();
+        while let Some(Member { sandbox, .. }) = self.ready.pop_front() {
+            if !sandbox.has_ended() {
+                self.hits += 1;
+                return Some(sandbox);
+            }
         }
-        self.hits += u64::from(claimed.is_some());
-        claimed
+        None
     }
 
     pub(super) fn count_miss(&mut self, took: Duration) {
@@ -70,16 +77,20 @@ impl Members {
     }
 
     pub(super) fn forget(&mut self, sandbox: &Sandbox) {
-        self.ready.retain(|member| !member.is(sandbox));
+        self.ready.retain(|member| !member.sandbox.is(sandbox));
     }
 
     pub(super) fn drain(&mut self) -> Vec<Sandbox> {
-        self.ready.drain(..).collect()
+        self.take_oldest(self.ready.len())
     }
 
     /// Takes the oldest members away.
     pub(super) fn take_oldest(&mut self, count: usize) -> Vec<Sandbox> {
-        self.ready.drain(..count.min(self.ready.len())).collect()
+        self.ready.drain(..count.min(self.ready.len())).map(|member| member.sandbox).collect()
+    }
+
+    pub(super) fn oldest_age(&self, now: Instant) -> Option<Duration> {
+        self.ready.front().map(|member| now - member.made)
     }
 
     /// Says anew what the pool is to have.
@@ -108,7 +119,7 @@ impl Members {
         if self.closed {
             sandbox.end(EndCause::Shutdown);
         } else if !sandbox.has_ended() {
-            self.ready.push_back(sandbox);
+            self.ready.push_back(Member { sandbox, made: Instant::now() });
         }
     }
 

@@ -132,6 +132,10 @@ impl Keeper {
         let levels = app.pool.lock().set_wanted(now, memory);
         let last_ended = self.surplus_ended.map(|at| now - at);
         self.end_surplus(policy::surplus(levels, last_ended, self.moment(now)), now);
+        let oldest = app.pool.lock().oldest_age(now);
+        if oldest.is_some_and(|age| policy::is_too_old(levels, age, self.moment(now))) {
+            self.end_oldest(1);
+        }
         let next_look = now + LOOK_PAUSE;
         if let Some(retry_at) = self.retry_at {
             if now < retry_at {
@@ -192,10 +196,13 @@ impl Keeper {
     }
 
     fn end_surplus(&mut self, count: usize, now: Instant) {
-        if count == 0 {
-            return;
+        if count > 0 {
+            self.surplus_ended = Some(now);
+            self.end_oldest(count);
         }
-        self.surplus_ended = Some(now);
+    }
+
+    fn end_oldest(&self, count: usize) {
         for member in self.app.pool.lock().take_oldest(count) {
             member.end(EndCause::Surplus);
         }

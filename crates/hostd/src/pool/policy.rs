@@ -26,6 +26,10 @@ pub const PATIENCE: Duration = Duration::from_secs(2);
 /// The pause between two members that are ended because there are too many.
 pub const SURPLUS_PAUSE: Duration = Duration::from_secs(5);
 
+/// How old a member gets before a new one takes its place. A guest's clock does not follow the corrections of its
+/// host's: at 50 millionths, which clocks keep to, it is off by 90 ms after so long.
+const AGE_MAX: Duration = Duration::from_secs(30 * 60);
+
 const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(5);
 
@@ -136,6 +140,12 @@ pub fn refill(levels: Levels, moment: Moment) -> Refill {
     }
 }
 
+/// Whether the oldest member of a full pool is to be replaced now.
+pub fn is_too_old(levels: Levels, oldest: Duration, moment: Moment) -> bool {
+    let is_full = levels.starting == 0 && levels.ready >= levels.wanted;
+    is_full && oldest >= AGE_MAX && !moment.busy
+}
+
 /// How many members to end now. One that memory has no room for goes at once; of others one after the other goes,
 /// because taking a machine down costs those that run some time.
 pub fn surplus(levels: Levels, last_ended: Option<Duration>, moment: Moment) -> usize {
@@ -213,6 +223,14 @@ mod tests {
         assert_eq!(surplus(grown, Some(SURPLUS_PAUSE / 2), CALM), 0);
         assert_eq!(surplus(grown, None, Moment { busy: true, ..CALM }), 0);
         assert_eq!(surplus(Levels { wanted: 2, ..grown }, Some(Duration::ZERO), CALM), 7);
+    }
+
+    #[test]
+    fn a_member_is_replaced_when_it_is_old_and_the_pool_full() {
+        assert!(is_too_old(levels(4, 4, 0), AGE_MAX, CALM));
+        assert!(!is_too_old(levels(4, 4, 0), AGE_MAX / 2, CALM));
+        assert!(!is_too_old(levels(4, 3, 1), AGE_MAX, CALM));
+        assert!(!is_too_old(levels(4, 4, 0), AGE_MAX, Moment { busy: true, ..CALM }));
     }
 
     fn moment() -> impl Strategy<Value = Moment> {

@@ -100,7 +100,7 @@ pub enum EndCause {
     ReplacedBy(SandboxId),
     MachineEnded(String),
     AgentLost(String),
-    /// The pool had more members than it needs.
+    /// The pool had more members than it needs, or newer ones.
     Surplus,
     Shutdown,
 }

@@ -147,7 +147,10 @@ async fn every_answer_says_how_long_it_took() {
             _ => "total",
         };
         let timing = timing(&answer.headers);
-        assert!(timing.contains(&format!("{phase};dur=")) && timing.contains("total;dur="), "{path}: {timing}");
+        assert!(
+            timing.contains(&format!("{phase};dur=")) && timing.contains("total;dur="),
+            "{path}: {timing}"
+        );
     }
 }
 

@@ -162,6 +162,17 @@ async fn an_execution_is_waited_for_until_its_answer_ends() {
     assert_eq!(host.app.pool.activity.now().executions, 0);
 }
 
+#[tokio::test(start_paused = true)]
+async fn members_that_grow_old_are_replaced_one_by_one() {
+    let host = Host::start(&["--pool-size", "2"]).await;
+    tokio::time::sleep(Duration::from_secs(29 * 60)).await;
+    let made = host.vmm.made();
+    tokio::time::sleep(Duration::from_secs(60 + 10)).await;
+    host.pool_is_full().await;
+    assert_eq!(host.vmm.made(), made + 2);
+    host.machines_are(3).await;
+}
+
 #[tokio::test]
 async fn a_miss_is_a_copy_whose_time_is_told() {
     let host = Host::start(&["--pool-size", "0"]).await;

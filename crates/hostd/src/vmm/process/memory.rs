@@ -24,7 +24,8 @@ mod tests {
 
     #[test]
     fn total_and_available_memory_are_read_in_bytes() {
-        let text = "MemTotal:        3000000 kB\nMemFree:  7 kB\nMemAvailable:    1000000 kB\nHugePages_Total: 0\n";
+        let text =
+            "MemTotal:        3000000 kB\nMemFree:  7 kB\nMemAvailable:    1000000 kB\nHugePages_Total: 0\n";
         assert_eq!(parse(text), Some(Memory { total: 3_072_000_000, available: 1_024_000_000 }));
         assert_eq!(parse("MemTotal: 1 kB\n"), None);
         assert_eq!(parse("MemTotal: x kB\nMemAvailable: 18446744073709551615 kB\n"), None);
