@@ -20,8 +20,11 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, oneshot, wat
 use tokio::task::{JoinError, JoinHandle};
 use tokio::time::{Instant, sleep, timeout};
 
-/// Machines that are ended at once. Ending one costs CPU time that running ones would miss.
-const ENDINGS_AT_ONCE: usize = 4;
+/// Machines that are ended at once, for each processor. Ending one costs CPU time that running ones would miss.
+const ENDINGS_PER_PROCESSOR: usize = 1;
+
+/// How long a machine that nobody needs any more may wait for a moment in which its end disturbs nobody.
+const ENDING_PATIENCE: Duration = Duration::from_secs(2);
 
 /// How long one of them may hold up the next.
 const ENDING_TURN: Duration = Duration::from_secs(5);
@@ -109,14 +112,15 @@ async fn stop_keeping(keeper: JoinHandle<BootError>) {
 
 impl App {
     pub fn new(settings: Settings, vmm: Arc<dyn Vmm>) -> Arc<App> {
+        let admission = Admission::of_this_host();
         Arc::new(App {
             registry: Registry::default(),
             pool: Pool::new(settings.pool_size as usize),
             slots: Arc::new(Semaphore::new(settings.sandboxes_max as usize)),
             vmm,
             template: watch::Sender::new(Availability::Not(Cow::Borrowed("starting: the template boots"))),
-            endings: Semaphore::new(ENDINGS_AT_ONCE),
-            admission: Admission::of_this_host(),
+            endings: Semaphore::new(ENDINGS_PER_PROCESSOR * admission.processors()),
+            admission,
             long_bodies: Semaphore::new(LONG_BODIES_MAX),
             settings,
         })
@@ -184,16 +188,25 @@ impl App {
         sandbox
     }
 
+    /// Off every path. What waits here holds its slot, so it is never more than there may be sandboxes, and what the
+    /// pool has let go.
     async fn end_machine(&self, sandbox: &Sandbox, cause: &EndCause) {
         let id = sandbox.identity().id.clone();
-        match cause {
+        let patience = match cause {
             EndCause::MachineEnded(_) | EndCause::AgentLost(_) => {
                 tracing::warn!(%id, %cause, "A sandbox ended");
+                Duration::ZERO
             }
-            _ => tracing::debug!(%id, %cause, "A sandbox ended"),
-        }
+            _ => {
+                tracing::debug!(%id, %cause, "A sandbox ended");
+                let is_awaited = *cause == EndCause::Shutdown || self.slots.available_permits() == 0;
+                if is_awaited { Duration::ZERO } else { ENDING_PATIENCE }
+            }
+        };
+        let deadline = Instant::now() + patience;
         // The semaphore is never closed.
         let turn = self.endings.acquire().await.ok();
+        self.pool.activity.quiet(self.admission.processors(), deadline).await;
         let mut ending = sandbox.machine().end();
         if timeout(ENDING_TURN, &mut ending).await.is_err() {
             tracing::warn!(%id, "A machine takes long to end; the next no longer wait for it");

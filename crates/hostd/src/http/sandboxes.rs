@@ -57,6 +57,7 @@ pub(super) async fn delete(
         && let Some(sandbox) = app.registry.remove(&id, &EndCause::Deleted)
     {
         sandbox.end(EndCause::Deleted);
+        app.pool.activity.touch();
     }
     // The machine is ended off the path.
     (Extension(Phases::default().with("remove", begun.elapsed())), StatusCode::NO_CONTENT)

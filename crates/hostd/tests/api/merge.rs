@@ -85,6 +85,23 @@ async fn nobody_waits_for_machines_that_are_taken_down() {
     assert!(refused.error().contains("limit is 12 sandboxes"), "{}", refused.body);
 }
 
+#[tokio::test(start_paused = true)]
+async fn machines_are_taken_down_when_nobody_waits_but_soon() {
+    let host = Host::start(&["--pool-size", "0"]).await;
+    let busy: Vec<_> =
+        (0..host.app.admission.processors()).map(|_| host.app.pool.activity.execute()).collect();
+    let [first, second] = [host.create().await, host.create().await];
+    host.delete(&first).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(host.vmm.alive(), 3);
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    assert_eq!(host.vmm.alive(), 2, "though somebody still waits");
+    drop(busy);
+    host.delete(&second).await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(host.vmm.alive(), 1);
+}
+
 #[tokio::test]
 async fn a_sandbox_can_be_forked_and_merged_again_and_again() {
     let host = Host::start(&["--pool-size", "0"]).await;
