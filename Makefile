@@ -14,7 +14,7 @@ URL := http://127.0.0.1:7070
 
 # Targets start hosts and share the machine.
 .NOTPARALLEL:
-.PHONY: help setup build up down demo test test-units test-tiny test-vms test-sdk bench bench-vmm lint fmt clean
+.PHONY: help setup build up down demo test test-units test-tiny test-vms test-sdk bench bench-vmm soak lint fmt clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -62,6 +62,9 @@ bench-vmm: build ## Measure the VMM's fork, idle and busy, and what an idle sand
 	$(BIN)/host-run $(BIN)/bench-guest-fork
 	$(BIN)/host-run $(BIN)/bench-busy-fork linux
 	$(BIN)/host-run $(BIN)/bench-density
+
+soak: build ## Run 1,000 rounds of create, fork, merge and close, and count what they leave behind
+	$(BIN)/host-run $(BIN)/soak-rounds
 
 lint: setup ## Check format and lints
 	cargo fmt --check

@@ -97,6 +97,15 @@ impl Host {
         refused(answer.unwrap()).map(drop)
     }
 
+    /// The round trip to the guest's agent, as the host has measured it.
+    pub fn ping_ms(&self, id: &SandboxId) -> f64 {
+        let answer = self.http.get(self.url(&format!("/v1/sandboxes/{id}/ping"))).call().unwrap();
+        assert_eq!(answer.status(), 204);
+        let timing = answer.headers()["server-timing"].to_str().unwrap();
+        let (_, guest) = timing.split_once("guest;dur=").unwrap();
+        guest.split(',').next().unwrap().parse().unwrap()
+    }
+
     pub fn delete(&self, id: &SandboxId) {
         let answer = self.http.delete(self.url(&format!("/v1/sandboxes/{id}"))).call().unwrap();
         assert_eq!(answer.status(), 204);

@@ -5,12 +5,12 @@
 pub mod agent;
 /// Loads for a Linux guest that notice when something is wrong with them.
 pub mod busy_guest;
+/// What virtual machines cost their host.
+pub mod cost;
 /// A guest of a few hundred bytes whose vCPUs watch each other count, for tests of one instant.
 pub mod counters_guest;
 /// A guest of a few hundred bytes that writes to its disk and reads again what it wrote.
 pub mod disk_guest;
-/// What virtual machines cost their host.
-pub mod cost;
 /// Percentiles of samples.
 pub mod figures;
 /// A hostd with its sandboxes, spoken to over HTTP.
@@ -23,6 +23,8 @@ pub mod place;
 pub mod processes;
 /// A guest of a few bytes that keeps a device busy for ever.
 pub mod refilling_guest;
+/// Rounds of create, fork, merge and close, and what they leave behind.
+pub mod rounds;
 mod second_vcpu;
 /// A guest of a few bytes whose state is all over the processor, for tests of save and restore.
 pub mod state_guest;

@@ -3,9 +3,9 @@
 
 #![expect(clippy::unwrap_used, reason = "the first thing that goes wrong must fail the test")]
 
-use podflare_api::id::SandboxId;
 use podflare_e2e::host::Host;
-use podflare_e2e::processes::{descriptor_count, of_program};
+use podflare_e2e::processes::of_program;
+use podflare_e2e::rounds::Rounds;
 use podflare_e2e::wait::until;
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -25,53 +25,38 @@ fn wait_for_vmms(before: &[u32], count: usize) -> Vec<u32> {
 
 #[test]
 fn a_hundred_rounds_of_create_fork_merge_close_leave_nothing_behind() {
-    let others = of_program(VMM);
-    let host = Host::start(1);
-    let hostd = host.process.id();
-    let settle = || {
-        until("the pool to be full", || (host.pool_ready() == 1).then_some(()));
-        // The template and one pool member.
-        wait_for_vmms(&others, 2);
-    };
-    settle();
-    let round = |merge: bool, race: bool| {
-        let parent = host.create();
-        host.start_python(&parent, "import time\nwhile True: print(time.time()); time.sleep(0.01)");
-        let (mut children, _) = host.fork(&parent, 2);
-        if merge {
-            host.merge(&parent, &children[0]).unwrap();
-        }
-        if race {
-            children.extend(fork_while_it_is_deleted(&host, &parent));
-        }
-        for id in children.iter().chain([&parent]) {
-            host.delete(id);
-        }
-    };
-    round(true, true);
-    settle();
-    let (descriptors, files) = (descriptor_count(hostd), host.state_files());
-    for number in 0..100 {
-        round(number % 2 == 0, number % 4 < 2);
-    }
-    settle();
-    until("hostd's descriptors to be closed", || (descriptor_count(hostd) <= descriptors).then_some(()));
-    assert_eq!(host.state_files(), files);
-    assert!(host.list().is_empty());
+    let rounds = Rounds::start();
+    let before = rounds.census(None);
+    rounds.run(100, |_| {});
+    let after = rounds.census(Some(&before));
+    assert!(after.has_no_more_than(&before), "before: {before}; after: {after}");
 }
 
-/// The children, if the fork came first.
-fn fork_while_it_is_deleted(host: &Host, id: &SandboxId) -> Vec<SandboxId> {
-    std::thread::scope(|scope| {
-        scope.spawn(|| host.delete(id));
-        match host.try_fork(id, 2) {
-            Ok((children, _)) => children,
-            Err(refusal) => {
-                assert_eq!(refusal.status, 404, "{refusal:?}");
-                Vec::new()
-            }
-        }
-    })
+#[test]
+fn what_runs_in_a_machine_that_is_merged_away_is_told_so() {
+    let host = Host::start(0);
+    let parent = host.create();
+    let (children, _) = host.fork(&parent, 1);
+    let output = std::thread::scope(|scope| {
+        let running = scope.spawn(|| host.python(&parent, "import time\nprint('on')\ntime.sleep(600)"));
+        until("the execution to start", || (host.inspect(&parent).executions == 1).then_some(()));
+        host.merge(&parent, &children[0]).unwrap();
+        running.join().unwrap().unwrap()
+    });
+    assert_ne!(output.exit_code, 0);
+    let told = format!("the sandbox has ended: {} was merged into it", children[0]);
+    assert!(output.stderr.ends_with(&told), "{output:?}");
+    assert_eq!(host.python(&parent, "print('the winner')").unwrap().stdout, "the winner");
+}
+
+#[test]
+fn a_guest_answers_a_ping_also_while_code_runs_in_it() {
+    let host = Host::start(0);
+    let id = host.create();
+    assert!(host.ping_ms(&id) > 0.0);
+    host.start_python(&id, "while True: pass");
+    until("the execution to start", || (host.inspect(&id).executions == 1).then_some(()));
+    assert!(host.ping_ms(&id) > 0.0);
 }
 
 #[test]

@@ -5,24 +5,38 @@ use serde::{Deserialize, Serialize};
 /// `GET /v1/capacity`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Capacity {
+    /// Sandboxes that exist, beside the pools' members.
     pub sandboxes: u32,
+    /// The most that may.
     pub sandboxes_max: u32,
     pub templates: Vec<TemplateCapacity>,
 }
 
-/// One template and its pool.
+/// One template and its pool. Counts are since the host was started.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct TemplateCapacity {
     pub template: String,
     /// The template has booted: its sandboxes can be created.
     pub available: bool,
-    /// Sandboxes that the pool keeps ready when nothing is asked of it.
+    /// Sandboxes that the pool is to have ready now: its target, or as many as were created in the last seconds
+    /// if that is more, as far as the host's memory allows.
     pub pool_size: u32,
+    /// Sandboxes that the pool keeps ready when nothing is asked of it.
+    pub pool_target: u32,
+    /// Sandboxes that are ready: the next create takes one.
     pub pool_ready: u32,
+    /// Sandboxes that are being made ready.
     pub pool_starting: u32,
-    /// Creates that the pool has answered, and creates that had to wait for a copy.
+    /// Creates that the pool has answered.
     pub pool_hits: u64,
+    /// Creates that had to wait for a copy of the template.
     pub pool_misses: u64,
-    /// Hits of all creates, in hundredths of a percent.
+    /// Hits of all creates, in basis points: hundredths of a percent.
     pub pool_hit_rate_bp: u32,
+    /// What a copy took that a create had to wait for, on average, in milliseconds. It is a copy of the running
+    /// template: nothing is ever booted for a create. Null when there was none.
+    pub on_demand_boot_ms_mean: Option<u64>,
+    /// What one of the last 16 sandboxes took that the pool has made ready, on average, in milliseconds. Null when
+    /// it has made none.
+    pub pool_refill_ms_mean: Option<u64>,
 }

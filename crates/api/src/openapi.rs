@@ -135,6 +135,21 @@ pub const ENDPOINTS: &[Endpoint] = &[
     },
     Endpoint {
         method: Method::Get,
+        path: "/v1/sandboxes/{id}/ping",
+        id: "ping",
+        summary: "Asks the guest's agent for an answer; `guest` in `Server-Timing` is its round trip",
+        request: None,
+        success: Success::Empty,
+        errors: &[
+            UNKNOWN,
+            ("429", "Too many pings wait for this sandbox's guest"),
+            ("503", "The agent in the sandbox has died and is started again"),
+            ("504", "The guest has not answered in time"),
+        ],
+        open: false,
+    },
+    Endpoint {
+        method: Method::Get,
         path: "/v1/sandboxes/{id}/replay",
         id: "replay",
         summary: "The sandbox's most recent events, of all its executions",

@@ -3,6 +3,7 @@
 use crate::chain::chain;
 use crate::config::Settings;
 use crate::http::{self, limits::LONG_BODIES_MAX};
+use crate::pool::policy::Memory;
 use crate::pool::{self, Pool};
 use crate::sandbox::admission::Admission;
 use crate::sandbox::copies::{self, CopyError, CopyTimes, Limits, OwnCopy};
@@ -19,8 +20,11 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, oneshot, wat
 use tokio::task::{JoinError, JoinHandle};
 use tokio::time::{Instant, sleep, timeout};
 
-/// Machines that are ended at once. Ending one costs CPU time that running ones would miss.
-const ENDINGS_AT_ONCE: usize = 4;
+/// Machines that are ended at once, for each processor. Ending one costs CPU time that running ones would miss.
+const ENDINGS_PER_PROCESSOR: usize = 1;
+
+/// How long a machine that nobody needs any more may wait for a moment in which its end disturbs nobody.
+const ENDING_PATIENCE: Duration = Duration::from_secs(2);
 
 /// How long one of them may hold up the next.
 const ENDING_TURN: Duration = Duration::from_secs(5);
@@ -110,14 +114,15 @@ async fn stop_keeping(keeper: JoinHandle<BootError>) {
 
 impl App {
     pub fn new(settings: Settings, vmm: Arc<dyn Vmm>) -> Arc<App> {
+        let admission = Admission::of_this_host();
         Arc::new(App {
             registry: Registry::default(),
             pool: Pool::new(settings.pool_size as usize),
             slots: Arc::new(Semaphore::new(settings.sandboxes_max as usize)),
             vmm,
             template: watch::Sender::new(Availability::Not(Cow::Borrowed("starting: the template boots"))),
-            endings: Semaphore::new(ENDINGS_AT_ONCE),
-            admission: Admission::of_this_host(),
+            endings: Semaphore::new(ENDINGS_PER_PROCESSOR * admission.processors()),
+            admission,
             long_bodies: Semaphore::new(LONG_BODIES_MAX),
             settings,
         })
@@ -133,6 +138,11 @@ impl App {
 
     pub fn template(&self) -> Availability {
         self.template.borrow().clone()
+    }
+
+    /// The host's memory; `None` if it is not known.
+    pub fn memory(&self) -> Option<Memory> {
+        self.vmm.memory()
     }
 
     pub fn watch_template(&self) -> watch::Receiver<Availability> {
@@ -188,13 +198,21 @@ impl App {
             }
             _ => tracing::debug!(%id, %cause, "A sandbox ended"),
         }
-        self.tear_down(id.as_str(), &**sandbox.machine()).await;
+        self.tear_down(id.as_str(), &**sandbox.machine(), cause).await;
     }
 
-    /// Ends a machine in its turn. Returns when nothing is left of it.
-    pub(crate) async fn tear_down(&self, id: &str, machine: &dyn Machine) {
+    /// Ends a machine in its turn, off every path. Returns when nothing is left of it. What waits here holds its slot, so
+    /// it is never more than there may be sandboxes and checkpoints, and what the pool has let go.
+    pub(crate) async fn tear_down(&self, id: &str, machine: &dyn Machine, cause: &EndCause) {
+        let is_awaited = match cause {
+            EndCause::MachineEnded(_) | EndCause::AgentLost(_) | EndCause::Shutdown => true,
+            _ => self.slots.available_permits() == 0,
+        };
+        let patience = if is_awaited { Duration::ZERO } else { ENDING_PATIENCE };
+        let deadline = Instant::now() + patience;
         // The semaphore is never closed.
         let turn = self.endings.acquire().await.ok();
+        self.pool.activity.quiet(self.admission.processors(), deadline).await;
         let mut ending = machine.end();
         if timeout(ENDING_TURN, &mut ending).await.is_err() {
             tracing::warn!(%id, "A machine takes long to end; the next no longer wait for it");

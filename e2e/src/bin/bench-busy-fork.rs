@@ -5,8 +5,8 @@
 
 use podflare_e2e::agent::Agent;
 use podflare_e2e::busy_guest::{Crowd, Data, DirtyFiles, Spinners, Writers};
+use podflare_e2e::cost::ProcessMemory;
 use podflare_e2e::figures::p50_p95_max;
-use podflare_e2e::processes::memory_kib;
 use podflare_e2e::vmm::{Boot, Vmm};
 use podflare_e2e::wait::until;
 use podflare_e2e::{counters_guest, disk_guest, linux_guest, refilling_guest, state_guest};
@@ -83,7 +83,9 @@ fn wait_for_more(vmm: &Vmm) {
 }
 
 fn until_touched(vmm: &Vmm, mib: u64) {
-    until("the memory to be touched", || (memory_kib(vmm.pid).0 >> 10 >= mib).then_some(()));
+    until("the memory to be touched", || {
+        (ProcessMemory::of(vmm.pid).proportional >> 10 >= mib).then_some(())
+    });
 }
 
 fn linux() {

@@ -5,7 +5,15 @@ import threading
 import httpx
 import pytest
 
-from podflare import Client, HostUnreachableError, PodflareError, Sandbox, SandboxNotFoundError
+from podflare import (
+    Client,
+    HostError,
+    HostUnreachableError,
+    PodflareError,
+    ProtocolError,
+    Sandbox,
+    SandboxNotFoundError,
+)
 
 from .conftest import SANDBOX_ID, ScriptedHost
 
@@ -199,3 +207,23 @@ def test_creating_and_forking_may_take_longer_than_other_requests(host: Scripted
     host.on_exec(("exit", 0))
     sandbox.run_code("1")
     assert host.requests[-1].extensions["timeout"]["read"] == 3.0
+
+
+def test_a_ping_is_the_guests_round_trip(host: ScriptedHost, sandbox: Sandbox) -> None:
+    timing = {"server-timing": "guest;dur=1.250, total;dur=2.000"}
+    host.on("GET", f"/v1/sandboxes/{SANDBOX_ID}/ping", httpx.Response(204, headers=timing))
+    assert sandbox.ping() == 1.25
+
+
+def test_a_ping_without_a_time_breaks_the_protocol(host: ScriptedHost, sandbox: Sandbox) -> None:
+    timing = {"server-timing": "total;dur=2.000"}
+    host.on("GET", f"/v1/sandboxes/{SANDBOX_ID}/ping", httpx.Response(204, headers=timing))
+    with pytest.raises(ProtocolError):
+        sandbox.ping()
+
+
+def test_a_guest_that_stands_still_is_the_hosts_failure(host: ScriptedHost, sandbox: Sandbox) -> None:
+    silent = httpx.Response(504, json={"error": "The sandbox's guest has not answered within 10 s"})
+    host.on("GET", f"/v1/sandboxes/{SANDBOX_ID}/ping", silent)
+    with pytest.raises(HostError, match="not answered"):
+        sandbox.ping()

@@ -11,6 +11,7 @@ use crate::sandbox::copies::CopyError;
 use crate::sandbox::create::CreateError;
 use crate::sandbox::fork::ForkError;
 use crate::sandbox::merge::MergeError;
+use crate::sandbox::ping::PingError;
 use crate::sandbox::registry::{FindCheckpointError, FindError};
 use crate::sandbox::restore::RestoreError;
 use axum::Json;
@@ -200,6 +201,18 @@ impl From<MergeError> for ApiError {
         let status = match &error {
             MergeError::SameSandbox => StatusCode::BAD_REQUEST,
             MergeError::Find(error) => status_of_find(error),
+        };
+        ApiError::new(status, &error)
+    }
+}
+
+impl From<PingError> for ApiError {
+    fn from(error: PingError) -> ApiError {
+        let status = match &error {
+            PingError::Find(error) => status_of_find(error),
+            PingError::Silent => StatusCode::GATEWAY_TIMEOUT,
+            PingError::AgentRestarts => StatusCode::SERVICE_UNAVAILABLE,
+            PingError::TooMany => StatusCode::TOO_MANY_REQUESTS,
         };
         ApiError::new(status, &error)
     }

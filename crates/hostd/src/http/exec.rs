@@ -4,9 +4,12 @@ use super::error::ApiError;
 use super::json::JsonBody;
 use super::path::Ids;
 use crate::app::App;
+use crate::phases::Phases;
+use crate::pool::activity::Executing;
 use crate::sandbox::execution::{GRANT_BATCH_LEN, Taken};
 use crate::sandbox::registry::FindError;
 use crate::sandbox::{ExecError, Reader};
+use axum::Extension;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::HeaderValue;
@@ -36,8 +39,12 @@ pub(super) async fn exec(
         Language::Python => guest::Language::Python,
         Language::Bash => guest::Language::Bash,
     };
+    let begun = Instant::now();
     let reader = start(&app, &id, language, request.code)?;
-    Ok(ndjson(Body::from_stream(EventStream::new(reader, app.settings.heartbeat))))
+    // How long it will wait behind other code is not known yet.
+    let phases = Phases::default().with("submit", begun.elapsed());
+    let events = EventStream::new(reader, app.settings.heartbeat, app.pool.activity.execute());
+    Ok((Extension(phases), ndjson(Body::from_stream(events))).into_response())
 }
 
 /// A sandbox that ends when it has just been found may have been replaced by a merge or a restore:
@@ -70,11 +77,13 @@ struct EventStream {
     heartbeat: Duration,
     silence: Pin<Box<Sleep>>,
     taken: Taken,
+    _executing: Executing,
 }
 
 impl EventStream {
-    fn new(reader: Reader, heartbeat: Duration) -> EventStream {
-        EventStream { reader, heartbeat, silence: Box::pin(sleep(heartbeat)), taken: Taken::default() }
+    fn new(reader: Reader, heartbeat: Duration, executing: Executing) -> EventStream {
+        let silence = Box::pin(sleep(heartbeat));
+        EventStream { reader, heartbeat, silence, taken: Taken::default(), _executing: executing }
     }
 
     fn take(&mut self, output_len: u32, events_len: usize) {

@@ -36,6 +36,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/checkpoints/{checkpoint}", get(checkpoints::inspect).delete(checkpoints::delete))
         .route("/v1/checkpoints/{checkpoint}/fork", post(checkpoints::fork))
         .route("/v1/sandboxes/{id}/exec", post(exec::exec).layer(exec_limit))
+        .route("/v1/sandboxes/{id}/ping", get(sandboxes::ping))
         .route("/v1/sandboxes/{id}/replay", get(exec::replay))
         .route("/v1/capacity", get(node::capacity))
         .route_layer(from_fn_with_state(app.clone(), auth::require_key));

@@ -11,6 +11,7 @@ use axum::response::IntoResponse;
 use podflare_api::capacity::{Capacity, TemplateCapacity};
 use podflare_api::openapi;
 use std::sync::Arc;
+use std::time::Duration;
 
 const BASIS_POINTS: u64 = 10_000;
 
@@ -32,14 +33,21 @@ pub(super) async fn capacity(State(app): State<Arc<App>>) -> Json<Capacity> {
         templates: vec![TemplateCapacity {
             template: template::DEFAULT.to_owned(),
             available: matches!(app.template(), Availability::Ready(_)),
-            pool_size: count(counters.levels.size),
+            pool_size: count(counters.levels.wanted),
+            pool_target: count(counters.levels.target),
             pool_ready: count(counters.levels.ready),
             pool_starting: count(counters.levels.starting),
             pool_hits: counters.hits,
             pool_misses: counters.misses,
             pool_hit_rate_bp: u32::try_from(hit_rate_bp).unwrap_or(u32::MAX),
+            on_demand_boot_ms_mean: counters.on_demand_mean.map(milliseconds),
+            pool_refill_ms_mean: counters.refill_mean.map(milliseconds),
         }],
     })
+}
+
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 pub(super) async fn openapi() -> impl IntoResponse {

@@ -5,12 +5,13 @@ use super::json::JsonBody;
 use super::path::Ids;
 use crate::app::App;
 use crate::phases::Phases;
-use crate::sandbox::{create, fork, merge};
+use crate::sandbox::{create, fork, merge, ping};
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::{Extension, Json};
 use podflare_api::sandbox::{CreateSandbox, ForkRequest, Forked, SandboxCreated, SandboxList, SandboxView};
 use std::sync::Arc;
+use std::time::Instant;
 
 /// An answer, and what it took.
 pub(super) type Timed<T> = (Extension<Phases>, Json<T>);
@@ -36,12 +37,27 @@ pub(super) async fn inspect(
     Ok(Json(app.registry.find(&id)?.view()))
 }
 
+/// One round trip to the guest's agent, whose time is the answer.
+pub(super) async fn ping(
+    State(app): State<Arc<App>>,
+    Ids(id): Ids<String>,
+) -> Result<(Extension<Phases>, StatusCode), ApiError> {
+    let took = ping::ping(&app, &id).await?;
+    Ok((Extension(Phases::default().with("guest", took)), StatusCode::NO_CONTENT))
+}
+
 /// The same answer where there is no such sandbox: the published SDK's `with` block would fail otherwise.
-pub(super) async fn delete(State(app): State<Arc<App>>, id: Result<Ids<String>, ApiError>) -> StatusCode {
+pub(super) async fn delete(
+    State(app): State<Arc<App>>,
+    id: Result<Ids<String>, ApiError>,
+) -> (Extension<Phases>, StatusCode) {
+    let begun = Instant::now();
     if let Ok(Ids(id)) = id {
         app.registry.delete(&id);
+        app.pool.activity.touch();
     }
-    StatusCode::NO_CONTENT
+    // The machine is ended off the path.
+    (Extension(Phases::default().with("remove", begun.elapsed())), StatusCode::NO_CONTENT)
 }
 
 pub(super) async fn fork(
@@ -56,7 +72,8 @@ pub(super) async fn fork(
 pub(super) async fn merge_into(
     State(app): State<Arc<App>>,
     Ids((parent, winner)): Ids<(String, String)>,
-) -> Result<StatusCode, ApiError> {
+) -> Result<(Extension<Phases>, StatusCode), ApiError> {
+    let begun = Instant::now();
     merge::merge_into(&app, &parent, &winner)?;
-    Ok(StatusCode::NO_CONTENT)
+    Ok((Extension(Phases::default().with("swap", begun.elapsed())), StatusCode::NO_CONTENT))
 }

@@ -17,6 +17,7 @@ pub struct Admission {
     /// Fair: who has waited longest is next.
     turns: Arc<Semaphore>,
     turns_max: u32,
+    processors: usize,
     /// Clients whose copies are made or wait for their turn.
     clients: watch::Sender<usize>,
 }
@@ -44,8 +45,14 @@ impl Admission {
         Admission {
             turns: Arc::new(Semaphore::new(turns_max)),
             turns_max: u32::try_from(turns_max).unwrap_or(u32::MAX),
+            processors,
             clients: watch::Sender::new(0),
         }
+    }
+
+    /// The host's.
+    pub fn processors(&self) -> usize {
+        self.processors
     }
 
     /// Copies that are made at once.

@@ -80,8 +80,9 @@ async fn claim_or_copy(app: &Arc<App>) -> Result<(Sandbox, Phases), CreateError>
     };
     let _turn = app.admission.turn(1).await?;
     let wait = begun.elapsed();
+    let begun = Instant::now();
     let (sandbox, times) = app.copy_template(&template, CREATE_LIMITS).await?;
-    app.pool.count_miss();
+    app.pool.count_miss(begun.elapsed());
     Ok((sandbox, times.record(Phases::default().with("wait", wait))))
 }
 

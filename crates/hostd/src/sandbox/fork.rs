@@ -48,6 +48,8 @@ pub async fn fork(app: &Arc<App>, id: &str, request: &ForkRequest) -> Result<(Fo
     let source = app.registry.find(id)?;
     match fork_sandbox(app, &source, request).await {
         Err(ForkError::Copy(CopyError::SourceEnded)) => {}
+        // What was being copied of it may have failed before itself did.
+        Err(ForkError::Copy(_)) if source.has_ended() => {}
         result => return result,
     }
     source.ended().await;

@@ -22,6 +22,7 @@ pub mod execution;
 pub mod fork;
 pub mod lines;
 pub mod merge;
+pub mod ping;
 pub mod pulse;
 pub mod reconnect;
 pub mod registry;
@@ -46,7 +47,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 use task::{Command, Task};
 use tokio::sync::mpsc::error::SendError;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 /// Bytes of code that may wait in one sandbox.
 const CODE_QUEUED_LEN_MAX: usize = 2 * CODE_LEN_MAX;
@@ -174,6 +175,13 @@ impl Sandbox {
             return Ok(None);
         }
         Ok(Some(Reader { events, exec, commands: shared.commands.clone(), finished: false, _place: place }))
+    }
+
+    /// Asks the guest's agent for an answer; `None` if the sandbox has ended.
+    pub async fn ping(&self) -> Option<Result<(), ping::PingError>> {
+        let (answer, answered) = oneshot::channel();
+        self.tell(Command::Ping { answer });
+        answered.await.ok()
     }
 
     /// Ends the sandbox; the answer does not wait for it.

@@ -104,6 +104,8 @@ pub enum EndCause {
     SandboxDeleted(SandboxId),
     MachineEnded(String),
     AgentLost(String),
+    /// The pool had more members than it needs, or newer ones.
+    Surplus,
     Shutdown,
 }
 
@@ -119,6 +121,7 @@ impl fmt::Display for EndCause {
             EndCause::SandboxDeleted(sandbox) => write!(f, "its sandbox {sandbox} was deleted"),
             EndCause::MachineEnded(ending) => f.write_str(ending),
             EndCause::AgentLost(reason) => write!(f, "its guest no longer answers: {reason}"),
+            EndCause::Surplus => f.write_str("nobody needed it"),
             EndCause::Shutdown => f.write_str("the host is shutting down"),
         }
     }

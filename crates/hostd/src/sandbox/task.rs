@@ -5,6 +5,7 @@ use super::agent::{AgentConnection, AgentError};
 use super::copies::hostname;
 use super::execution::{Execution, OutputError, Taken};
 use super::lines::LINE_LEN_MAX;
+use super::ping::{self, Pings};
 use super::pulse::{Due, PATIENCE, Pulse, SILENCE_POOLED, SILENCE_RUNNING};
 use super::reconnect::{Agent, Said};
 use super::state::{EndCause, Lease, Terms};
@@ -34,6 +35,7 @@ pub enum Command {
     Exec { execution: Execution, language: Language, code: String },
     Taken { exec: ExecId, taken: Taken },
     ReaderGone { exec: ExecId },
+    Ping { answer: ping::Answer },
     ForkBegun,
     ForkEnded,
     TakeOver { terms: Terms, started: std::time::Instant },
@@ -48,6 +50,7 @@ pub struct Task {
     /// Executions that wait, run, or have events for a slow reader, in the order of their requests.
     executions: Vec<Execution>,
     pulse: Pulse,
+    pings: Pings,
     lease: Option<Lease>,
     /// Its part of the host, given back when nothing is left of the machine.
     slot: Option<OwnedSemaphorePermit>,
@@ -62,7 +65,7 @@ impl Task {
         let hostname = hostname(&sandbox.identity().id);
         let agent = Agent::new(sandbox.machine().clone(), hostname, agent);
         let (executions, pulse) = (Vec::new(), Pulse::new(now()));
-        Task { sandbox, agent, commands, executions, pulse, lease: None, slot: None }
+        Task { sandbox, agent, commands, executions, pulse, pings: Pings::default(), lease: None, slot: None }
     }
 
     /// Runs the sandbox to its end. Its machine is left to be ended, and holds its part of the host.
@@ -117,6 +120,11 @@ impl Task {
             }
             Command::Taken { exec, taken } => {
                 self.with_execution(exec, |execution, replay| execution.taken(taken, replay));
+            }
+            Command::Ping { answer } => {
+                if let Some(token) = self.pings.begin(answer) {
+                    self.agent.send(Request::Ping { token });
+                }
             }
             Command::ReaderGone { exec } => self.with_execution(exec, Execution::reader_gone),
             Command::ForkBegun => {
@@ -178,11 +186,11 @@ impl Task {
                 }
                 Ok(())
             }
-            Event::Hello { .. }
-            | Event::Renewed { .. }
-            | Event::ClockSet
-            | Event::Pong { .. }
-            | Event::Failed { .. } => Ok(()),
+            Event::Pong { token } => {
+                self.pings.answered(token);
+                Ok(())
+            }
+            Event::Hello { .. } | Event::Renewed { .. } | Event::ClockSet | Event::Failed { .. } => Ok(()),
         }
     }
 
@@ -190,6 +198,7 @@ impl Task {
     fn abort_forgotten(&mut self) {
         tracing::warn!(id = %self.sandbox.identity().id, "The agent in a sandbox died and was started again");
         self.pulse.restart(now());
+        self.pings.forget();
         let incarnation = self.agent.incarnation();
         let is_forgotten =
             |execution: &mut Execution| execution.incarnation < incarnation && !execution.has_exited();

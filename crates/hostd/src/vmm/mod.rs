@@ -8,6 +8,7 @@ mod ending;
 pub mod fake;
 pub mod process;
 
+use crate::pool::policy::Memory;
 use futures_util::future::BoxFuture;
 use podflare_wire::control::{BootConfig, PageRun};
 use std::fmt;
@@ -33,6 +34,9 @@ pub trait Vmm: Send + Sync + fmt::Debug {
 
     /// Resolves when nothing is left of any machine, copies that were being made included.
     fn none_left(&self) -> BoxFuture<'static, ()>;
+
+    /// The memory of the host that the machines are on; `None` if it is not known.
+    fn memory(&self) -> Option<Memory>;
 }
 
 /// What a machine boots from.

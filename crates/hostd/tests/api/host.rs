@@ -161,7 +161,7 @@ impl Host {
     pub(crate) async fn pool_is_full(&self) {
         until("the pool is full", async || {
             let levels = self.app.pool.counters().levels;
-            levels.ready == levels.size && levels.starting == 0
+            levels.ready >= levels.wanted && levels.starting == 0
         })
         .await;
     }

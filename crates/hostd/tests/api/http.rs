@@ -2,7 +2,7 @@
 
 use crate::host::{Host, json_request};
 use axum::body::Body;
-use axum::http::{Request, StatusCode};
+use axum::http::{HeaderMap, Request, StatusCode};
 use podflare_api::openapi::{self, ENDPOINTS, Method};
 use serde_json::json;
 
@@ -123,6 +123,41 @@ async fn every_documented_endpoint_is_served() {
         assert!(!answer.body.contains("there is nothing at"), "{}", endpoint.path);
     }
     assert_eq!(host.get("/openapi.json").await.body, openapi::document());
+}
+
+#[tokio::test]
+async fn every_answer_says_how_long_it_took() {
+    let host = Host::start(&[]).await;
+    for endpoint in ENDPOINTS {
+        let refused = host.send(request_to(endpoint.method, endpoint.path)).await;
+        assert!(timing(&refused.headers).contains("total;dur="), "{}", endpoint.path);
+        let id = host.create().await;
+        let winner = host.fork(&id, 1).await.remove(0);
+        let path = endpoint.path.replace("{id}", &id).replace("{parent}", &id).replace("{winner}", &winner);
+        let answer = if path.ends_with("/exec") {
+            host.post(&path, &json!({"code": "pass"})).await
+        } else {
+            host.send(request_to(endpoint.method, &path)).await
+        };
+        assert!(answer.status.is_success(), "{path}: {}", answer.body);
+        let phase = match endpoint.path.rsplit('/').next().unwrap() {
+            "exec" => "submit",
+            "fork" => "renew",
+            "ping" => "guest",
+            "{winner}" => "swap",
+            "{id}" if endpoint.method == Method::Delete => "remove",
+            _ => "total",
+        };
+        let timing = timing(&answer.headers);
+        assert!(
+            timing.contains(&format!("{phase};dur=")) && timing.contains("total;dur="),
+            "{path}: {timing}"
+        );
+    }
+}
+
+fn timing(headers: &HeaderMap) -> &str {
+    headers["server-timing"].to_str().unwrap()
 }
 
 fn request_to(method: Method, path: &str) -> Request<Body> {

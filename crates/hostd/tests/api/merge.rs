@@ -65,6 +65,44 @@ async fn a_merge_that_makes_no_sense_changes_nothing() {
 }
 
 #[tokio::test]
+async fn nobody_waits_for_machines_that_are_taken_down() {
+    let host = Host::start(&["--pool-size", "0", "--sandboxes-max", "12"]).await;
+    let mut ids = Vec::new();
+    for _ in 0..10 {
+        ids.push(host.create().await);
+    }
+    // For ever, as far as this test goes.
+    host.vmm.set_ending_time(Duration::from_secs(3600));
+    for id in &ids {
+        assert_eq!(host.delete(id).await.status, StatusCode::NO_CONTENT);
+    }
+    let id = host.create().await;
+    assert_eq!(host.text(&id, "print runs").await, "runs");
+    host.create().await;
+    // What is being taken down still has its place, so there is no more of it than there may be sandboxes.
+    let refused = host.post("/v1/sandboxes", &json!({})).await;
+    assert_eq!(refused.status, StatusCode::SERVICE_UNAVAILABLE);
+    assert!(refused.error().contains("limit is 12 sandboxes"), "{}", refused.body);
+}
+
+#[tokio::test(start_paused = true)]
+async fn machines_are_taken_down_when_nobody_waits_but_soon() {
+    let host = Host::start(&["--pool-size", "0"]).await;
+    let busy: Vec<_> =
+        (0..host.app.admission.processors()).map(|_| host.app.pool.activity.execute()).collect();
+    let [first, second] = [host.create().await, host.create().await];
+    host.delete(&first).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(host.vmm.alive(), 3);
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    assert_eq!(host.vmm.alive(), 2, "though somebody still waits");
+    drop(busy);
+    host.delete(&second).await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(host.vmm.alive(), 1);
+}
+
+#[tokio::test]
 async fn a_sandbox_can_be_forked_and_merged_again_and_again() {
     let host = Host::start(&["--pool-size", "0"]).await;
     let id = host.create().await;

@@ -1,6 +1,7 @@
 //! The pool: members are ready, replaced, and never needed.
 
 use crate::host::{Host, until};
+use podflare_hostd::pool::policy::Memory;
 use serde_json::json;
 use std::time::Duration;
 
@@ -97,6 +98,92 @@ async fn a_member_that_stands_still_is_replaced() {
     host.pool_is_full().await;
     let id = host.create().await;
     assert_eq!(host.text(&id, "print alive").await, "alive");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pool_grows_with_demand_and_falls_back_to_its_target() {
+    let host = Host::start(&["--pool-size", "2"]).await;
+    for _ in 0..5 {
+        let id = host.create().await;
+        host.delete(&id).await;
+    }
+    host.pool_is_full().await;
+    let template = &host.capacity().await["templates"][0];
+    assert_eq!((&template["pool_size"], &template["pool_target"]), (&json!(5), &json!(2)));
+    assert_eq!(template["pool_ready"], 5);
+    until("there are two again", async || host.app.pool.counters().levels.ready == 2).await;
+    // The template and the two.
+    host.machines_are(3).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pool_is_no_larger_than_the_hosts_memory_allows() {
+    let host = Host::start(&["--pool-size", "4"]).await;
+    let total = 8 << 30;
+    host.vmm.set_memory(Memory { total, available: 0 });
+    until("all members have ended", async || host.app.pool.counters().levels.ready == 0).await;
+    let answer = host.post("/v1/sandboxes", &json!({})).await;
+    assert_eq!(answer.status, 200, "a copy is made on demand: {}", answer.body);
+    host.vmm.set_memory(Memory { total, available: total });
+    until("they are made again", async || host.app.pool.counters().levels.ready == 4).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_member_is_made_when_nobody_waits_for_code() {
+    let host = Host::start(&["--pool-size", "4"]).await;
+    let processors = host.app.admission.processors();
+    let busy: Vec<_> = (0..processors).map(|_| host.app.pool.activity.execute()).collect();
+    let made = host.vmm.made();
+    host.create().await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(host.vmm.made(), made, "somebody waits for every processor");
+    drop(busy);
+    host.pool_is_full().await;
+    assert_eq!(host.vmm.made(), made + 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_host_that_is_always_busy_fills_its_pool_all_the_same() {
+    let host = Host::start(&["--pool-size", "4"]).await;
+    let _busy: Vec<_> =
+        (0..host.app.admission.processors()).map(|_| host.app.pool.activity.execute()).collect();
+    host.create().await;
+    host.create().await;
+    host.pool_is_full().await;
+}
+
+#[tokio::test]
+async fn an_execution_is_waited_for_until_its_answer_ends() {
+    let host = Host::start(&[]).await;
+    let id = host.create().await;
+    let running = host.start_exec(&id, "sleep 20\nprint done").await;
+    assert_eq!(host.app.pool.activity.now().executions, 1);
+    running.rest().await;
+    assert_eq!(host.app.pool.activity.now().executions, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn members_that_grow_old_are_replaced_one_by_one() {
+    let host = Host::start(&["--pool-size", "2"]).await;
+    tokio::time::sleep(Duration::from_secs(29 * 60)).await;
+    let made = host.vmm.made();
+    tokio::time::sleep(Duration::from_secs(60 + 10)).await;
+    host.pool_is_full().await;
+    assert_eq!(host.vmm.made(), made + 2);
+    host.machines_are(3).await;
+}
+
+#[tokio::test]
+async fn a_miss_is_a_copy_whose_time_is_told() {
+    let host = Host::start(&["--pool-size", "0"]).await;
+    assert_eq!(host.capacity().await["templates"][0]["on_demand_boot_ms_mean"], json!(null));
+    host.vmm.set_renewal_time(Duration::from_millis(30));
+    host.create().await;
+    let template = &host.capacity().await["templates"][0];
+    assert!(template["on_demand_boot_ms_mean"].as_u64().unwrap() >= 30, "{template}");
+    assert_eq!((&template["pool_refill_ms_mean"], &template["pool_hit_rate_bp"]), (&json!(null), &json!(0)));
+    // The template, its trial copy, and the sandbox: nothing was booted.
+    assert_eq!(host.vmm.made(), 3);
 }
 
 #[tokio::test]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 import weakref
 from collections.abc import Generator, Mapping
@@ -23,6 +24,7 @@ _CONNECT_TIMEOUT_SECONDS = 5.0
 # A host may have to build or boot something before it answers one of these.
 _SLOW_TIMEOUT_SECONDS = 120.0
 _EXCERPT_LEN = 200
+_GUEST_TIMING = re.compile(r"\bguest;dur=(\d+(?:\.\d+)?)")
 _KEEPALIVE = httpx.Limits(max_connections=None, max_keepalive_connections=32, keepalive_expiry=60.0)
 
 
@@ -253,6 +255,20 @@ class Client:
             SandboxNotFoundError: There is no such sandbox.
         """
         self._request("POST", _sandbox_path(parent_id, "merge_into", winner_id), slow=True)
+
+    def ping(self, sandbox_id: str) -> float:
+        """Ask the sandbox's guest for an answer; return its round trip by the host's clock, in milliseconds.
+
+        Raises:
+            SandboxNotFoundError: There is no such sandbox.
+            HostError: The guest did not answer in time.
+            ProtocolError: The host did not tell how long it took.
+        """
+        response = self._request("GET", _sandbox_path(sandbox_id, "ping"))
+        timing = _GUEST_TIMING.search(response.headers.get("server-timing", ""))
+        if timing is None:
+            raise ProtocolError(f"{response.request.url} did not tell how long the guest took")
+        return float(timing[1])
 
     def replay(self, sandbox_id: str) -> list[Event]:
         """Return the sandbox's latest events, at most 1000.

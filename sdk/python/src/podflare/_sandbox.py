@@ -264,6 +264,17 @@ class Sandbox:
         """
         return _files.download(self.run_code, remote_path)
 
+    def ping(self) -> float:
+        """Ask the guest for an answer; return its round trip as the host measured it, in milliseconds.
+
+        It is answered also while code runs. A sandbox that is only pinged is idle all the same.
+
+        Raises:
+            SandboxNotFoundError: The sandbox is gone; the message says why.
+            HostError: The guest did not answer in time.
+        """
+        return self._client.ping(self.id)
+
     def replay(self) -> list[Event]:
         """Return the latest events of this sandbox's executions, at most 1000.
 

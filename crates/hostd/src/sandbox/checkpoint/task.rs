@@ -23,7 +23,7 @@ pub(super) fn own(
             EndCause::MachineEnded(_) => tracing::warn!(id = %checkpoint.id(), %cause, "A checkpoint ended"),
             _ => tracing::debug!(id = %checkpoint.id(), %cause, "A checkpoint ended"),
         }
-        app.tear_down(checkpoint.id().as_str(), &**checkpoint.machine()).await;
+        app.tear_down(checkpoint.id().as_str(), &**checkpoint.machine(), &cause).await;
         drop(slot);
     });
 }

@@ -6,6 +6,7 @@
 
 mod agent;
 
+use crate::pool::policy::Memory;
 use crate::vmm::{
     BootSpec, Ending, Fork, ForkTimes, GuestStream, Machine, Pending, ThawTimes, Vmm, VmmError,
 };
@@ -48,6 +49,7 @@ struct World {
     renewals_to_leave_pending: AtomicU32,
     clocks_set: AtomicU32,
     pauses: AtomicU32,
+    memory: Mutex<Option<Memory>>,
 }
 
 impl FakeVmm {
@@ -123,6 +125,11 @@ impl FakeVmm {
         self.0.renewals_to_leave_pending.store(count, Ordering::SeqCst);
     }
 
+    /// From now on the host has so much memory. Before, nobody knows how much.
+    pub fn set_memory(&self, memory: Memory) {
+        *lock(&self.0.memory) = Some(memory);
+    }
+
     /// The next so many guests stand still as soon as they are renewed.
     pub fn stall_after_renewals(&self, count: u32) {
         self.0.renewals_to_stall_after.store(count, Ordering::SeqCst);
@@ -158,6 +165,10 @@ impl Vmm for FakeVmm {
             });
         }
         Ok((Arc::new(machine), ready(Ok(())).boxed()))
+    }
+
+    fn memory(&self) -> Option<Memory> {
+        *lock(&self.0.memory)
     }
 
     fn none_left(&self) -> BoxFuture<'static, ()> {

@@ -7,7 +7,9 @@
 mod child;
 mod layer;
 mod link;
+mod memory;
 
+use crate::pool::policy::Memory;
 use crate::printable::printable;
 use crate::vmm::{
     BootSpec, Ending, Fork, ForkTimes, GuestStream, Machine, Pending, ThawTimes, Vmm, VmmError,
@@ -104,6 +106,10 @@ impl Vmm for ProcessVmm {
             matches!(reply, Reply::Booted).then_some(())
         });
         Ok((Arc::new(machine), booted))
+    }
+
+    fn memory(&self) -> Option<Memory> {
+        memory::memory()
     }
 
     fn none_left(&self) -> BoxFuture<'static, ()> {
