@@ -18,14 +18,23 @@ pub fn descriptor_count(pid: u32) -> usize {
 ///
 /// # Panics
 /// When the process is gone.
-#[expect(clippy::unwrap_used, reason = "a figure that cannot be read must fail the measurement")]
 pub fn memory_kib(pid: u32) -> (u64, u64) {
+    (rollup_kib(pid, "Pss:"), rollup_kib(pid, "Private_Dirty:"))
+}
+
+/// Memory that a process has touched and that no file backs, in KiB.
+///
+/// # Panics
+/// When the process is gone.
+pub fn anonymous_kib(pid: u32) -> u64 {
+    rollup_kib(pid, "Anonymous:")
+}
+
+#[expect(clippy::unwrap_used, reason = "a figure that cannot be read must fail the measurement")]
+fn rollup_kib(pid: u32, field: &str) -> u64 {
     let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
-    let field = |name: &str| {
-        let line = rollup.lines().find(|line| line.starts_with(name)).unwrap();
-        line.split_whitespace().nth(1).unwrap().parse().unwrap()
-    };
-    (field("Pss:"), field("Private_Dirty:"))
+    let line = rollup.lines().find(|line| line.starts_with(field)).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
 fn all() -> impl Iterator<Item = u32> {
