@@ -105,11 +105,9 @@ def main() -> None:
         for build in order((old, new), number):
             say(f"round {number + 1} of {wanted.rounds}: {build.name}")
             measure_round(build, wanted, operations, samples[build.name])
-    here, machine = circumstances.revision(REPOSITORY), circumstances.this_machine()
-    print(
-        f"{old.name} is {wanted.revision}, here is {here}; {wanted.rounds} rounds of n = {wanted.n}; {machine}."
-    )
-    print("Medians in milliseconds.\n")
+    here = circumstances.revision(REPOSITORY)
+    print(f"{old.name} is {wanted.revision}, here is {here}; {wanted.rounds} rounds of n = {wanted.n}.")
+    print(f"{circumstances.this_machine()}. Medians in milliseconds.\n")
     print(table(samples[old.name], samples[new.name], (old.name, new.name)), end="")
 
 
