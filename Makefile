@@ -59,7 +59,7 @@ test-sdk: build ## Run the SDK's tests and the published SDK's against a host of
 bench: build ## Measure the host and this machine's floors (N=100, ONLY=regex; see bench/README.md)
 	@mkdir -p bench/results
 	$(BIN)/host-run $(BIN)/bench-floors > bench/results/floors.json
-	$(PODFLARE) up
+	$(PODFLARE) up --listen $(URL:http://%=%)
 	$(BENCH) podflare_bench --host $(URL) --floors bench/results/floors.json $(if $(N),--n $(N)) --only '$(ONLY)'
 
 bench-compare: build ## Measure what is built here and REV=commit in turn (N=20, ROUNDS=3, ONLY=regex)

@@ -74,13 +74,15 @@ def main() -> int:
             if failure:
                 results.failures[operation] = failure
             results.never_idle = host.never_idle
-            # What was measured is kept even if the run is interrupted.
             results.write(BENCH / f"results/{name}.json")
 
-        measure_all(host, operations, QUICK_N if wanted.quick else wanted.n, keep)
-    text = report(results)
-    (BENCH / f"results/{name}.md").write_text(text, encoding="utf-8")
-    sys.stdout.write(text)
+        try:
+            measure_all(host, operations, QUICK_N if wanted.quick else wanted.n, keep)
+        finally:
+            # What was measured is shown even if the run is interrupted.
+            text = report(results)
+            (BENCH / f"results/{name}.md").write_text(text, encoding="utf-8")
+            sys.stdout.write(text)
     return 1 if results.failures else 0
 
 

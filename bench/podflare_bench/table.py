@@ -127,10 +127,8 @@ def milliseconds(ms: float | None) -> str:
 def notes(results: Results) -> Iterator[str]:
     """Say what does not fit into a row."""
     if ratio := promises.fork_ratio(results):
-        machine = results.circumstances.sandboxes or results.circumstances.caller
-        promised = f"promised on two processors or more: ≤ {promises.FORK_RATIO_MAX:g}"
-        yield f"- fork(5) → all children have answered takes {ratio:.2f} × what fork(1) takes ({promised};"
-        yield f"  here: {machine.processors})."
+        kept = _ratio_kept(ratio, results)
+        yield f"- fork(5) → all children have answered takes {ratio:.2f} × what fork(1) takes ({kept})."
     for operation in operations.OPERATIONS:
         if phases := _phases(operation.name, results):
             yield f"- {operation.name}, phases at the host, p50: {phases}."
@@ -138,6 +136,14 @@ def notes(results: Results) -> Iterator[str]:
         yield f"- The host was still busy {results.never_idle} times when a sample began."
     for operation_name, reason in results.failures.items():
         yield f"- {operation_name} was cut short: {reason}"
+
+
+def _ratio_kept(ratio: float, results: Results) -> str:
+    processors = (results.circumstances.sandboxes or results.circumstances.caller).processors
+    promised = f"promised: ≤ {promises.FORK_RATIO_MAX:g}"
+    if processors < promises.FORK_RATIO_PROCESSORS_MIN:
+        return f"{promised} on two processors or more, here is one"
+    return f"{promised}, {'kept' if ratio <= promises.FORK_RATIO_MAX else '**not kept**'}"
 
 
 def _was_tried(row: Row, results: Results) -> bool:
