@@ -65,6 +65,7 @@ def main() -> int:
     wanted = arguments()
     operations = chosen(wanted.only)
     floors = KernelFloors.read(wanted.floors) if wanted.floors else None
+    (BENCH / "results").mkdir(exist_ok=True)
     name = "latest" if len(operations) == len(OPERATIONS) else "partial"
     with closing(Host(wanted.host)) as host:
         results = Results(circumstances_of(host, floors), dict(floors.samples_ms) if floors else {})
@@ -93,5 +94,5 @@ if __name__ == "__main__":
         sys.exit(f"bench: {error}")
     except KeyboardInterrupt:
         sys.stderr.write("\nbench: interrupted; what was measured is in bench/results\n")
-
+        # As the shell tells it of a program that the signal ended.
         sys.exit(130)

@@ -41,5 +41,4 @@ class Results:
         Raises:
             OSError: The file cannot be written.
         """
-        path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")

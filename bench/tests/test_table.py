@@ -67,9 +67,7 @@ def test_phases_are_told_if_there_are_several() -> None:
 
 def test_the_ratio_of_forks_is_judged_on_two_processors() -> None:
     forks = {operations.FORK_1: {"caller": [10.0]}, operations.FORK_5: {"caller": [30.0]}}
-    assert "takes 3.00 × what fork(1) takes (promised: ≤ 2.5, **not kept**)" in report(
-        run(forks, processors=2)
-    )
+    assert "3.00 × what fork(1) takes (promised: ≤ 2.5, **not kept**)" in report(run(forks, processors=2))
     assert "on two processors or more, here is one" in report(run(forks, processors=1))
 
 
