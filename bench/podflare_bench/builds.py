@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,8 +14,11 @@ from pathlib import Path
 
 TRIPLE_RELEASE = Path("x86_64-unknown-linux-gnu/release")
 PROGRAMS = ("podflare", "podflare-hostd", "podflare-vmm", "podflare-agent")
-# What cargo keeps of the crates that are built; with the programs themselves left out.
+# Where cargo keeps the crates that are built.
 _CACHE_PARTS = ("deps", "build", ".fingerprint")
+# Ours are left out: to cargo, a crate of this repository is the same one at every commit, and newer than its
+# sources if it was built after the commit.
+_OUR_CRATES = shutil.ignore_patterns("podflare*", "libpodflare*")
 
 
 @dataclass(frozen=True)
@@ -53,13 +57,15 @@ def build_at(repository: Path, commit: str, directory: Path) -> Build:
     build = Build(commit[:12], directory / "programs")
     if build.programs.is_dir():
         return build
-    source, target, part = directory / "source", directory / "target", directory / "programs.part"
-    for leftover in (source, target, part):
+    target, part = directory / "target", directory / "programs.part"
+    for leftover in (target, part):
         shutil.rmtree(leftover, ignore_errors=True)
+    # Not within this repository, whose settings cargo would add to those of the commit.
+    source = Path(tempfile.mkdtemp(prefix="podflare-compare-"))
     try:
+        say(f"building {build.name}")
         _unpack(repository, commit, source)
         _seed(repository / "target", target)
-        say(f"building {build.name}")
         packages = [argument for name in PROGRAMS for argument in ("--bin", name)]
         command = ["cargo", "build", "--release", "--quiet", "--workspace", *packages]
         environment = {**os.environ, "CARGO_TARGET_DIR": str(target)}
@@ -120,16 +126,15 @@ def _podflare(build: Build, arguments: Sequence[str], environment: Mapping[str, 
 
 def _unpack(repository: Path, commit: str, destination: Path) -> None:
     # An archive, and no `git worktree`: whatever happens, the repository knows nothing of it.
-    destination.mkdir(parents=True)
     command = ["git", "-C", str(repository), "archive", commit]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as archive:
-        subprocess.run(["tar", "-x", "-C", str(destination)], stdin=archive.stdout, check=True)
+        subprocess.run(["tar", "-x", "--touch", "-C", str(destination)], stdin=archive.stdout, check=True)
     if archive.returncode:
         raise subprocess.CalledProcessError(archive.returncode, command)
 
 
 def _seed(cache: Path, target: Path) -> None:
-    """Let cargo find the crates of others that are built here already; it writes each file anew."""
+    """Let cargo find the crates of others that are built here already; it never writes to their files."""
     for folder in (Path("release"), TRIPLE_RELEASE):
         for part in _CACHE_PARTS:
             if (cache / folder / part).is_dir():
@@ -138,8 +143,8 @@ def _seed(cache: Path, target: Path) -> None:
 
 def _copy_linked(source: Path, destination: Path) -> None:
     try:
-        shutil.copytree(source, destination, copy_function=os.link)
+        shutil.copytree(source, destination, copy_function=os.link, ignore=_OUR_CRATES)
     except (OSError, shutil.Error):
         # Another file system.
         shutil.rmtree(destination, ignore_errors=True)
-        shutil.copytree(source, destination)
+        shutil.copytree(source, destination, ignore=_OUR_CRATES)
