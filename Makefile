@@ -62,7 +62,7 @@ bench: build ## Measure the host and this machine's floors (N=100, ONLY=regex; s
 	$(PODFLARE) up --listen $(URL:http://%=%)
 	$(BENCH) podflare_bench --host $(URL) --floors bench/results/floors.json $(if $(N),--n $(N)) --only '$(ONLY)'
 
-bench-compare: build ## Measure what is built here and REV=commit in turn (N=20, ROUNDS=3, ONLY=regex)
+bench-compare: build ## Measure what is built here and REV=commit in turn (N=20, ROUNDS=4, ONLY=regex)
 	$(BENCH) podflare_bench.compare '$(REV)' --home '$(PODFLARE_HOME)' $(if $(N),--n $(N)) \
 		$(if $(ROUNDS),--rounds $(ROUNDS)) --only '$(ONLY)'
 

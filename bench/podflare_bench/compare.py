@@ -28,6 +28,9 @@ from podflare_bench.table import MISSING, ROWS, Row, milliseconds
 
 Rounds = list[list[float]]
 
+# With fewer, a machine that drifts makes differences that no resampling of the same rounds shows to be none.
+ROUNDS_MIN = 4
+
 
 @dataclass
 class Samples:
@@ -52,7 +55,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="podflare_bench.compare", description="Compares two builds.")
     parser.add_argument("revision", help="the commit to compare what is built here with")
     parser.add_argument("--n", type=int, default=20, help="samples of what is cheap, per round (default: 20)")
-    parser.add_argument("--rounds", type=int, default=3, help="turns of each build (default: 3)")
+    parser.add_argument("--rounds", type=int, default=4, help="turns of each build (default: 4)")
     parser.add_argument("--only", metavar="REGEX", default="", help="only operations whose name this finds")
     parser.add_argument("--home", type=Path, required=True, help="where images are kept (PODFLARE_HOME)")
     parser.add_argument("--port", type=int, default=7272, help="of the hosts, on loopback (default: 7272)")
@@ -108,6 +111,8 @@ def main() -> None:
     here = circumstances.revision(REPOSITORY)
     print(f"{old.name} is {wanted.revision}, here is {here}; {wanted.rounds} rounds of n = {wanted.n}.")
     print(f"{circumstances.this_machine()}. Medians in milliseconds.\n")
+    if wanted.rounds < ROUNDS_MIN:
+        print(f"Fewer than {ROUNDS_MIN} rounds cannot tell a difference from a drift of the machine.\n")
     print(table(samples[old.name], samples[new.name], (old.name, new.name)), end="")
 
 

@@ -58,5 +58,6 @@ def measure(host: Host, operation: Operation, n: int, step: str) -> tuple[Figure
                     figures[figure].extend(samples)
                 progress.sample()
     except _FAILURES as error:
-        return figures, f"{type(error).__name__}: {error}"[:_REASON_LEN]
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        return figures, reason[:_REASON_LEN]
     return figures, None
