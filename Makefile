@@ -11,10 +11,12 @@ BIN := target/x86_64-unknown-linux-gnu/release
 PODFLARE := $(BIN)/podflare
 PYTHON := .venv/sdk/bin
 URL := http://127.0.0.1:7070
+BENCH := PYTHONPATH=bench $(PYTHON)/python -m
 
 # Targets start hosts and share the machine.
 .NOTPARALLEL:
-.PHONY: help setup build up down demo test test-units test-tiny test-vms test-sdk bench bench-vmm soak lint fmt clean
+.PHONY: help setup build up down demo test test-units test-tiny test-vms test-sdk bench bench-compare bench-vmm soak \
+	lint fmt clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +42,7 @@ test: lint test-units test-vms test-sdk ## Run every check and test
 test-units: setup ## Run the tests that need no virtual machine
 	cargo test --release --workspace --exclude podflare-e2e
 	cargo test --release -p podflare-e2e --lib
+	cd bench && ../$(PYTHON)/pytest --quiet
 	@if [ -w /dev/kvm ] && (: </dev/kvm) 2>/dev/null; then $(MAKE) test-tiny; \
 	else echo "Not run here, where /dev/kvm does not open: the tests of test-tiny. test-vms runs them in the emulated host."; fi
 
@@ -53,8 +56,15 @@ test-vms: build ## Run the tests on virtual machines, natively or in an emulated
 test-sdk: build ## Run the SDK's tests and the published SDK's against a host of their own
 	scripts/test-sdk
 
-bench: up ## Measure the host
-	$(PYTHON)/python bench/bench.py --host $(URL)
+bench: build ## Measure the host and this machine's floors (N=100, ONLY=regex; see bench/README.md)
+	@mkdir -p bench/results
+	$(BIN)/host-run $(BIN)/bench-floors > bench/results/floors.json
+	$(PODFLARE) up --listen $(URL:http://%=%)
+	$(BENCH) podflare_bench --host $(URL) --floors bench/results/floors.json $(if $(N),--n $(N)) --only '$(ONLY)'
+
+bench-compare: build ## Measure what is built here and REV=commit in turn (N=20, ROUNDS=4, ONLY=regex)
+	$(BENCH) podflare_bench.compare '$(REV)' --home '$(PODFLARE_HOME)' $(if $(N),--n $(N)) \
+		$(if $(ROUNDS),--rounds $(ROUNDS)) --only '$(ONLY)'
 
 bench-vmm: build ## Measure the VMM's fork, idle and busy, and what an idle sandbox costs
 	PODFLARE_BIN_DIR='$(CURDIR)/$(BIN)' $(BIN)/bench-tiny-fork
@@ -70,10 +80,12 @@ lint: setup ## Check format and lints
 	cargo fmt --check
 	cargo clippy --release --workspace --all-targets -- -D warnings
 	cd sdk/python && ../../$(PYTHON)/ruff check . && ../../$(PYTHON)/ruff format --check . && ../../$(PYTHON)/mypy
+	cd bench && ../$(PYTHON)/ruff check . && ../$(PYTHON)/ruff format --check .
 
 fmt: setup ## Format the code
 	cargo fmt
 	cd sdk/python && ../../$(PYTHON)/ruff format .
+	cd bench && ../$(PYTHON)/ruff format .
 
 clean: down ## Remove all that was built, images and state included
 	cargo clean

@@ -44,6 +44,8 @@ pub struct ProcessMemory {
     pub resident: u64,
     pub proportional: u64,
     pub private_dirty: u64,
+    /// What no file backs.
+    pub anonymous: u64,
     pub page_tables: u64,
 }
 
@@ -62,6 +64,7 @@ impl ProcessMemory {
             resident: field(&rollup, "Rss:"),
             proportional: field(&rollup, "Pss:"),
             private_dirty: field(&rollup, "Private_Dirty:"),
+            anonymous: field(&rollup, "Anonymous:"),
             page_tables: field(&status, "VmPTE:"),
         }
     }
@@ -75,6 +78,7 @@ impl ProcessMemory {
             resident: mean(|memory| memory.resident),
             proportional: mean(|memory| memory.proportional),
             private_dirty: mean(|memory| memory.private_dirty),
+            anonymous: mean(|memory| memory.anonymous),
             page_tables: mean(|memory| memory.page_tables),
         }
     }

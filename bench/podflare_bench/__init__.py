@@ -1,0 +1,1 @@
+"""Measures a running host: what docs/promises.md promises, each beside its floor. See bench/README.md."""
