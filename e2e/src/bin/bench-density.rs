@@ -63,7 +63,7 @@ fn one_active() {
     let host = Host::start(0);
     let template = vmms.all();
     let row = |name: &str, memory: ProcessMemory| {
-        let ProcessMemory { resident, proportional, private_dirty, page_tables } = memory;
+        let ProcessMemory { resident, proportional, private_dirty, page_tables, .. } = memory;
         println!("| {name} | {resident} | {proportional} | {private_dirty} | {page_tables} |");
     };
     println!("One sandbox after each activity, KiB.\n");
