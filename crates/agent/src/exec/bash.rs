@@ -31,10 +31,10 @@ pub(crate) enum StartBashError {
 }
 
 /// How long the output of processes that bash does not wait for, as in `exec > >(tee log)`, may be
-/// silent after its end before it is taken as complete: as long as bash itself has run, since machines
+/// silent after its end before it is taken as complete: twice as long as bash itself has run, since machines
 /// differ much in how long they take to start a `tee`. And how long it is read on at most.
 const SILENCE_MIN: Duration = Duration::from_millis(20);
-const SILENCE_MAX: Duration = Duration::from_millis(100);
+const SILENCE_MAX: Duration = Duration::from_millis(250);
 const READ_ON_MAX: Duration = SILENCE_MAX;
 
 #[derive(Debug)]
@@ -114,7 +114,7 @@ impl Bash {
             return Ok(BashEvent::Ended(status));
         }
         let now = Instant::now();
-        let silence = (now - self.started).clamp(SILENCE_MIN, SILENCE_MAX);
+        let silence = (2 * (now - self.started)).clamp(SILENCE_MIN, SILENCE_MAX);
         let (silent_at, read_until) = (now + silence, now + READ_ON_MAX);
         self.ended = Some(Ended { status, silence, silent_at, read_until });
         Ok(BashEvent::Output)
