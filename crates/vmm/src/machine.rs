@@ -199,8 +199,9 @@ impl Running {
             Err(error) => Err(error),
         };
         let fork_us = micros(forking);
-        running.resume(vm.vcpus);
+        // Until the threads are woken: what they do with this thread's processor then is the guest's time.
         let times = ForkTimes { pause_us: micros(paused), stop_us, save_us, fork_us };
+        running.resume(vm.vcpus);
         Ok(Forked::Source { running, result, times })
     }
 

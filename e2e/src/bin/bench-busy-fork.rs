@@ -13,10 +13,11 @@ use podflare_e2e::{counters_guest, disk_guest, linux_guest, refilling_guest, sta
 use podflare_wire::control::BootConfig;
 use podflare_wire::guest::Language;
 use std::fs::File;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 const TINY_ROUNDS: usize = 100;
 const LINUX_ROUNDS: usize = 20;
+const IDLE: Duration = Duration::from_millis(250);
 const COLUMNS: [&str; 6] = ["source pause", "of it: stop", "save state", "fork(2)", "fork answered", "n"];
 
 #[expect(clippy::print_stdout, reason = "the table is this program's output")]
@@ -56,7 +57,7 @@ fn tiny() {
     };
     measure_tiny("idle, 1 vCPU", state_guest::kernel(1), 1, true, 0);
     for vcpus in [1, 2, 4] {
-        let name = format!("{vcpus} vCPUs that rewrite 64 MiB");
+        let name = format!("{vcpus} vCPU(s) that rewrite 64 MiB");
         measure_tiny(&name, counters_guest::kernel(vcpus, 64), vcpus, true, 0);
     }
     for (huge_pages, size) in [(true, "2 MiB"), (false, "4 KiB")] {
@@ -89,14 +90,21 @@ fn until_touched(vmm: &Vmm, mib: u64) {
 }
 
 fn linux() {
-    let rounds = LINUX_ROUNDS;
+    printing_guest();
+    writing_guest();
+    crowded_guest();
+    computing_guests();
+    large_guest();
+}
+
+fn measure_idle(name: &str, source: &Vmm) {
+    measure(name, LINUX_ROUNDS, source, || std::thread::sleep(IDLE));
+}
+
+fn printing_guest() {
     let source = linux_guest::boot(2, 1024, true);
     let mut agent = Agent::connect(&source, 0);
-    let one_second = std::time::Duration::from_secs(1);
-    let idle = |name: &str, source: &Vmm| {
-        measure(name, rounds, source, || std::thread::sleep(one_second / 4));
-    };
-    idle("idle, 2 vCPUs", &source);
+    measure_idle("idle, 2 vCPUs", &source);
     for (name, language, code) in [
         ("Python that prints", Language::Python, "for i in range(2001): print(i, flush=True)"),
         ("bash that prints", Language::Bash, "for i in $(seq 2000); do echo $i; done"),
@@ -113,38 +121,52 @@ fn linux() {
             }
         };
         let mut round = 0;
-        measure(name, rounds, &source, || {
+        measure(name, LINUX_ROUNDS, &source, || {
             round += 1;
-            read_lines(round * 2000 / rounds - 50);
+            read_lines(round * 2000 / LINUX_ROUNDS - 50);
         });
         read_lines(usize::MAX);
     }
+}
+
+fn writing_guest() {
+    let source = linux_guest::boot(2, 1024, true);
+    let mut agent = Agent::connect(&source, 0);
     let files = DirtyFiles::start(&mut agent);
-    measure("32 MiB of dirty page cache", rounds, &source, || {
+    measure("32 MiB of dirty page cache, 2 vCPUs", LINUX_ROUNDS, &source, || {
         agent.bash("rm -f /root/dirty-*; sync");
         files.write(&mut agent, 32);
     });
     let writers = Writers::start(&mut agent);
-    measure("4 writers that wait for the disk", rounds, &source, || writers.wait_for_more(&mut agent));
-    agent.bash("pkill -f fsync; echo");
-    Crowd::start(&mut agent);
-    idle("500 processes and 1,000 threads", &source);
-    drop((source, agent));
+    measure("4 writers that wait for the disk, 2 vCPUs", LINUX_ROUNDS, &source, || {
+        writers.wait_for_more(&mut agent);
+    });
+}
 
+fn crowded_guest() {
+    let source = linux_guest::boot(2, 1024, true);
+    let mut agent = Agent::connect(&source, 0);
+    Crowd::start(&mut agent);
+    measure_idle("500 processes and 1,000 threads, 2 vCPUs", &source);
+}
+
+fn computing_guests() {
     for vcpus in [2, 4] {
         let source = linux_guest::boot(vcpus, 512, true);
         let mut agent = Agent::connect(&source, 0);
-        idle(&format!("idle, {vcpus} vCPUs"), &source);
-        let _spinners = Spinners::start(&mut agent, vcpus.into());
-        idle(&format!("{vcpus} vCPUs that compute"), &source);
+        measure_idle(&format!("idle, {vcpus} vCPUs, 512 MiB"), &source);
+        Spinners::start(&mut agent, vcpus.into());
+        measure_idle(&format!("{vcpus} vCPUs that compute, 512 MiB"), &source);
     }
+}
+
+fn large_guest() {
     let source = linux_guest::boot(2, 3072, true);
     let mut agent = Agent::connect(&source, 0);
     let data = Data::start(&mut agent, 2048);
-    idle("2 GiB of data, only read", &source);
-    let mut salt = 0;
-    measure("2 GiB of data, every page rewritten before each fork", rounds / 4, &source, || {
-        salt ^= 1;
-        data.change(&mut agent, salt);
-    });
+    measure_idle("2 GiB of data, only read", &source);
+    let (copy, _) = source.fork();
+    data.change(&mut agent, 1);
+    drop(copy);
+    measure_idle("2 GiB of data, each page rewritten once while a copy lived", &source);
 }

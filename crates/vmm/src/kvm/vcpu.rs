@@ -133,7 +133,8 @@ impl VcpuThreads {
         for (place, vcpu) in places.iter_mut().zip(vcpus) {
             *place = Place::Run(Work { vcpu, signals: signals.clone(), devices: devices.clone() });
         }
-        // One call for all: whoever is woken first may take the processor at once.
+        // Whoever is woken may take this thread's processor at once: it must not hold up the others then.
+        drop(places);
         self.gate.opened.notify_all();
     }
 
