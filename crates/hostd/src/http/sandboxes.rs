@@ -69,6 +69,7 @@ pub(super) async fn fork(
     JsonBody(request): JsonBody<ForkRequest>,
 ) -> Result<Timed<Forked>, ApiError> {
     let (children, phases) = fork::fork(&app, &id, request.n).await?;
+    app.pool.activity.touch();
     Ok((Extension(phases), Json(Forked { children })))
 }
 
@@ -78,5 +79,6 @@ pub(super) async fn merge_into(
 ) -> Result<(Extension<Phases>, StatusCode), ApiError> {
     let begun = Instant::now();
     merge::merge_into(&app, &parent, &winner)?;
+    app.pool.activity.touch();
     Ok((Extension(Phases::default().with("swap", begun.elapsed())), StatusCode::NO_CONTENT))
 }
