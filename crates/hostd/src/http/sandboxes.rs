@@ -66,6 +66,7 @@ pub(super) async fn fork(
     JsonBody(request): JsonBody<ForkRequest>,
 ) -> Result<Timed<Forked>, ApiError> {
     let (forked, phases) = fork::fork(&app, &id, &request).await?;
+    app.pool.activity.touch();
     Ok((Extension(phases), Json(forked)))
 }
 
@@ -75,5 +76,6 @@ pub(super) async fn merge_into(
 ) -> Result<(Extension<Phases>, StatusCode), ApiError> {
     let begun = Instant::now();
     merge::merge_into(&app, &parent, &winner)?;
+    app.pool.activity.touch();
     Ok((Extension(Phases::default().with("swap", begun.elapsed())), StatusCode::NO_CONTENT))
 }

@@ -25,7 +25,7 @@ impl Activity {
         Activity(Arc::new(watch::Sender::new(Now { executions: 0, last: Instant::now() })))
     }
 
-    /// A sandbox was created, or given up.
+    /// A sandbox was created, copied, merged or given up: what follows is not to be disturbed.
     pub fn touch(&self) {
         self.change(|_| {});
     }
