@@ -184,7 +184,7 @@ def checkpoint(host: Host, _: Sandbox) -> Figures:
         print_one(sandbox)
         host.settle()
         with host.measured() as figures:
-            kept = sandbox.checkpoint()  # type: ignore[attr-defined, unused-ignore]
+            kept = sandbox.checkpoint()
         # It would outlive its sandbox.
         kept.delete()
     return figures
@@ -194,10 +194,10 @@ def restore(host: Host, _: Sandbox) -> Figures:
     """Go back to a state that was kept."""
     with host.sandbox() as sandbox:
         print_one(sandbox)
-        with sandbox.checkpoint() as kept:  # type: ignore[attr-defined, unused-ignore]
+        with sandbox.checkpoint() as kept:
             host.settle()
             with host.measured() as figures:
-                sandbox.restore(kept)  # type: ignore[attr-defined, unused-ignore]
+                sandbox.restore(kept)
     return figures
 
 
