@@ -224,6 +224,7 @@ impl CopyTimes {
     fn raise_to(&mut self, other: CopyTimes) {
         let raise = |time: &mut Duration, other: Duration| *time = (*time).max(other);
         raise(&mut self.fork.pause, other.fork.pause);
+        raise(&mut self.fork.stop, other.fork.stop);
         raise(&mut self.fork.save, other.fork.save);
         raise(&mut self.fork.fork, other.fork.fork);
         raise(&mut self.thaw.build, other.thaw.build);
@@ -236,6 +237,7 @@ impl CopyTimes {
     pub fn record(&self, phases: Phases) -> Phases {
         phases
             .with("pause", self.fork.pause)
+            .with("stop", self.fork.stop)
             .with("save", self.fork.save)
             .with("fork", self.fork.fork)
             .with("build", self.thaw.build)

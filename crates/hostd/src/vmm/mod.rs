@@ -96,6 +96,8 @@ pub struct Fork {
 pub struct ForkTimes {
     /// How long a running source stood still.
     pub pause: Duration,
+    /// The part of the pause until all of its vCPUs stood.
+    pub stop: Duration,
     /// The part of the pause that saved its state.
     pub save: Duration,
     /// The part of the pause that was fork(2).

@@ -207,6 +207,7 @@ impl Machine for ProcessMachine {
                 child.try_send(descriptors.pop()?).ok();
                 Some(ForkTimes {
                     pause: Duration::from_micros(times.pause_us),
+                    stop: Duration::from_micros(times.stop_us),
                     save: Duration::from_micros(times.save_us),
                     fork: Duration::from_micros(times.fork_us),
                 })
