@@ -7,7 +7,9 @@ use serde::{Deserialize, Serialize};
 pub struct Capacity {
     /// Sandboxes that exist, beside the pools' members.
     pub sandboxes: u32,
-    /// The most that may.
+    /// Checkpoints that exist.
+    pub checkpoints: u32,
+    /// The most sandboxes and checkpoints that may exist together, beside the pools' members.
     pub sandboxes_max: u32,
     pub templates: Vec<TemplateCapacity>,
 }

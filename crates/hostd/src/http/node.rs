@@ -29,6 +29,7 @@ pub(super) async fn capacity(State(app): State<Arc<App>>) -> Json<Capacity> {
     let hit_rate_bp = (counters.hits * BASIS_POINTS).checked_div(creates).unwrap_or(0);
     Json(Capacity {
         sandboxes: count(app.registry.len()),
+        checkpoints: count(app.registry.checkpoints().len()),
         sandboxes_max: app.settings.sandboxes_max,
         templates: vec![TemplateCapacity {
             template: template::DEFAULT.to_owned(),

@@ -64,7 +64,11 @@ async fn fork_sandbox(
     request: &ForkRequest,
 ) -> Result<(Forked, Phases), ForkError> {
     let _forking = source.begin_fork();
-    make_children(app, &**source.machine(), request, || {
+    let machine = || match app.registry.names(source) {
+        true => Ok(source.machine().clone()),
+        false => Err(CopyError::SourceEnded.into()),
+    };
+    make_children(app, machine, request, || {
         let identity = source.identity();
         let lineage = Lineage {
             shape: source.lineage().shape.clone(),
@@ -77,11 +81,12 @@ async fn fork_sandbox(
     .await
 }
 
-/// Makes sandboxes of copies of a machine. What they inherit is asked for when they are there: until then, a
-/// merge may change it.
+/// Makes sandboxes of copies of a machine. It is asked for when its turn has come, because that of a sandbox that was
+/// replaced or deleted meanwhile may run on for a moment. What the copies inherit is asked for when they are
+/// there: until then, a merge may change it.
 pub(super) async fn make_children(
     app: &Arc<App>,
-    source: &dyn Machine,
+    source: impl FnOnce() -> Result<Arc<dyn Machine>, ForkError>,
     request: &ForkRequest,
     heritage: impl FnOnce() -> Heritage,
 ) -> Result<(Forked, Phases), ForkError> {
@@ -93,7 +98,7 @@ pub(super) async fn make_children(
     let begun = Instant::now();
     let _turn = app.admission.turn(n).await?;
     let wait = begun.elapsed();
-    let (outcomes, times) = copies::copy(source, n, FORK_LIMITS).await?;
+    let (outcomes, times) = copies::copy(&*source()?, n, FORK_LIMITS).await?;
     let mut family = Family { n, partial, children: Vec::new(), failures: Vec::new() };
     let copies = family.sort(outcomes)?;
     if family.is_failed() {

@@ -45,6 +45,8 @@ pub async fn restore(app: &Arc<App>, id: &str, wanted: &CheckpointId) -> Result<
     let begun = Instant::now();
     let _turn = app.admission.turn(1).await?;
     let wait = begun.elapsed();
+    // It may have been deleted meanwhile, and its machine be there for a moment more.
+    app.registry.find_checkpoint(wanted.as_str())?;
     let (copy, times) = match copies::copy_one(&**checkpoint.machine(), FORK_LIMITS).await {
         Err(CopyError::SourceEnded) => {
             checkpoint.ended().await;

@@ -141,6 +141,7 @@ async fn a_checkpoint_takes_a_slot_and_gives_it_back() {
     let host = Host::start(&["--pool-size", "0", "--sandboxes-max", "2"]).await;
     let sandbox = host.create().await;
     let checkpoint = host.checkpoint(&sandbox).await;
+    assert_eq!(host.get("/v1/capacity").await.json()["checkpoints"], 1);
     for answer in [
         take(&host, &sandbox, &json!({})).await,
         host.post(&format!("/v1/checkpoints/{checkpoint}/fork"), &json!({})).await,

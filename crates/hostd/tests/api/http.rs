@@ -133,16 +133,21 @@ async fn every_answer_says_how_long_it_took() {
         assert!(timing(&refused.headers).contains("total;dur="), "{}", endpoint.path);
         let id = host.create().await;
         let winner = host.fork(&id, 1).await.remove(0);
-        let path = endpoint.path.replace("{id}", &id).replace("{parent}", &id).replace("{winner}", &winner);
+        let checkpoint = host.checkpoint(&id).await;
+        let names = [("{id}", &id), ("{parent}", &id), ("{winner}", &winner), ("{checkpoint}", &checkpoint)];
+        let path = names.iter().fold(endpoint.path.to_owned(), |path, (name, id)| path.replace(name, id));
         let answer = if path.ends_with("/exec") {
             host.post(&path, &json!({"code": "pass"})).await
+        } else if path.ends_with("/restore") {
+            host.post(&path, &json!({"checkpoint": checkpoint})).await
         } else {
             host.send(request_to(endpoint.method, &path)).await
         };
         assert!(answer.status.is_success(), "{path}: {}", answer.body);
         let phase = match endpoint.path.rsplit('/').next().unwrap() {
             "exec" => "submit",
-            "fork" => "renew",
+            "fork" | "restore" => "renew",
+            "checkpoints" if endpoint.method == Method::Post => "pause",
             "ping" => "guest",
             "{winner}" => "swap",
             "{id}" if endpoint.method == Method::Delete => "remove",

@@ -9,7 +9,8 @@ use std::sync::Arc;
 
 pub async fn fork(app: &Arc<App>, id: &str, request: &ForkRequest) -> Result<(Forked, Phases), ForkError> {
     let checkpoint = app.registry.find_checkpoint(id)?;
-    match make_children(app, &**checkpoint.machine(), request, || checkpoint.heritage()).await {
+    let machine = || Ok(app.registry.find_checkpoint(id)?.machine().clone());
+    match make_children(app, machine, request, || checkpoint.heritage()).await {
         Err(ForkError::Copy(CopyError::SourceEnded)) => {
             checkpoint.ended().await;
             app.registry.find_checkpoint(id)?;

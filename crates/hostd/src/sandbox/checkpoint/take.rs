@@ -68,6 +68,9 @@ async fn take_of(
     let begun = Instant::now();
     let _turn = app.admission.turn(1).await?;
     let wait = begun.elapsed();
+    if !app.registry.names(source) {
+        return Err(CopyError::SourceEnded.into());
+    }
     let twin = source.machine().fork().map_err(CopyError::of_source)?;
     let [limit, _] = FORK_LIMITS;
     let fork = timeout(limit, twin.done)

@@ -88,6 +88,12 @@ impl Registry {
         self.lock().find(&id).cloned()
     }
 
+    /// Whether a sandbox still goes by its id.
+    pub fn names(&self, sandbox: &Sandbox) -> bool {
+        let id = sandbox.identity().id.clone();
+        self.lock().live.get(&id).is_some_and(|live| live.is(sandbox))
+    }
+
     /// Takes an id away from its sandbox and ends it, with all checkpoints that go by this id.
     pub fn delete(&self, id: &str) {
         let Ok(id) = id.parse() else { return };
