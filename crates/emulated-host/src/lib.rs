@@ -19,5 +19,6 @@ pub mod process;
 pub mod run;
 pub mod service;
 
+mod backlog;
 mod launch;
 mod qemu;

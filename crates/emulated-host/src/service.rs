@@ -1,5 +1,6 @@
 //! An emulated host that stays: started once, found again by its run directory, stopped cleanly.
 
+use crate::backlog;
 use crate::job::{Job, Share};
 use crate::launch::{self, LaunchError};
 use crate::process::ProcessId;
@@ -80,7 +81,10 @@ impl Service<'_> {
         let holder = Some(self.holder);
         let mut command = launch::command(self.run_directory, &command_line, self.job, holder, &[])?;
         // Of its own process group, so that a Ctrl-C for the command that starts it is not for it.
-        Ok(command.process_group(0).spawn().map_err(LaunchError::Start)?)
+        let mut qemu = command.process_group(0).spawn().map_err(LaunchError::Start)?;
+        // Where that is not allowed, or QEMU ends at once, which the caller will notice, nothing is lost but speed.
+        backlog::lengthen(&mut qemu, self.listen).ok();
+        Ok(qemu)
     }
 
     /// What an earlier emulated host has left would be taken for this one's.
