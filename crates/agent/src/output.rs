@@ -1,8 +1,8 @@
 //! Output of a process: both its pipes, read no more often than needed, and what a REPL wrote unasked.
 //!
-//! A pipe is watched only once `PACE` has passed since it was last looked at. A short execution is
-//! then one wake-up of the agent (its end), not three, and one packet to the host; a flood of lines
-//! travels in large pieces. What the bytes mean, and how many may be sent, is not known here.
+//! A pipe is watched only once `FIRST_LOOK` has passed since an execution began, or `PACE` since it was last
+//! looked at. A short execution is then one wake-up of the agent (its end), not three, and one packet to the
+//! host; a flood of lines travels in large pieces. What the bytes mean, and how many may be sent, is not known here.
 
 use podflare_wire::guest::OutputStream;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -16,7 +16,10 @@ use std::time::Duration;
 use tokio::net::unix::pipe::Receiver;
 use tokio::time::{Instant, sleep_until};
 
-/// How long output may wait for more of it, or for the end.
+/// How long the first output of an execution may wait for its end: what it takes to print in an emulated host.
+const FIRST_LOOK: Duration = Duration::from_millis(20);
+
+/// How long later output may wait for more of it, or for the end.
 const PACE: Duration = Duration::from_millis(2);
 
 /// A pipe holds this much between two looks, so that the pace does not slow a flood down.
@@ -55,13 +58,17 @@ impl Capture {
     pub(crate) fn new() -> io::Result<(Capture, Sinks)> {
         let (out, stdout) = Source::new(OutputStream::Stdout)?;
         let (err, stderr) = Source::new(OutputStream::Stderr)?;
-        let capture = Capture { sources: [out, err], next_look: Instant::now() + PACE };
+        let capture = Capture { sources: [out, err], next_look: Instant::now() + FIRST_LOOK };
         Ok((capture, Sinks { stdout, stderr }))
     }
 
     /// Leaves the pipes alone for a while: an execution has just begun, and may soon end.
     pub(crate) fn rest(&mut self) {
-        self.next_look = Instant::now() + PACE;
+        self.look_again_after(FIRST_LOOK);
+    }
+
+    fn look_again_after(&mut self, pause: Duration) {
+        self.next_look = Instant::now() + pause;
         for source in &mut self.sources {
             source.watch = None;
         }
@@ -98,7 +105,7 @@ impl Capture {
                 sink(source.stream, data);
             }
         }
-        self.rest();
+        self.look_again_after(PACE);
     }
 
     /// Whether more output may come than waits in the pipes at this moment.

@@ -2,10 +2,14 @@
 //! where Linux cannot, so that native figures exist on every machine. Prints a Markdown table.
 
 use podflare_e2e::figures::p50_p99;
+use podflare_e2e::state_guest;
 use podflare_e2e::tiny_guest::kernel;
 use podflare_e2e::vmm::{Boot, Vmm};
 use podflare_e2e::wait::until;
 use podflare_wire::control::BootConfig;
+use std::fs::File;
+use std::thread::{available_parallelism, scope};
+use std::time::Instant;
 
 const ROUNDS: usize = 100;
 
@@ -23,10 +27,47 @@ fn main() {
         let pages = if huge_pages { "2 MiB" } else { "4 KiB" };
         println!("| {touched_mib} MiB | {pages} | {} |", figures.join(" | "));
     }
+    let processors = available_parallelism().map_or(1, usize::from);
+    println!(
+        "\nUntil the vCPUs of all children of one fork run, of a guest that sleeps; {processors} processors, {ROUNDS} rounds each.\n"
+    );
+    println!("| children | microseconds, p50 / p99 |\n|---|---|");
+    for children in [1, 5, 32] {
+        println!("| {children} | {} |", p50_p99(&mut measure_family(children)));
+    }
+}
+
+fn measure_family(children: usize) -> Vec<u64> {
+    let source = boot(state_guest::kernel(1), true);
+    let round = |_| {
+        let start = Instant::now();
+        let family = fork_family(&source, children);
+        let took = start.elapsed();
+        drop(family);
+        u64::try_from(took.as_micros()).unwrap_or(u64::MAX)
+    };
+    (0..ROUNDS).map(round).collect()
+}
+
+/// As hostd does it: one fork of the source, the twin makes the others, and all come to life side by side.
+/// Returns when the vCPUs of all run.
+fn fork_family(source: &Vmm, children: usize) -> Vec<Vmm> {
+    let twin = source.fork().0;
+    scope(|threads| {
+        let thaw = |child: Vmm| {
+            threads.spawn(|| {
+                child.thaw();
+                child
+            })
+        };
+        let mut thawing: Vec<_> = (1..children).map(|_| thaw(twin.fork().0)).collect();
+        thawing.push(thaw(twin));
+        thawing.into_iter().filter_map(|thread| thread.join().ok()).collect()
+    })
 }
 
 fn measure(touched_mib: u32, huge_pages: bool) -> Vec<String> {
-    let source = boot(touched_mib, huge_pages);
+    let source = boot(kernel(touched_mib), huge_pages);
     let mut columns = vec![Vec::new(); 5];
     for _ in 0..ROUNDS {
         let (copy, forked) = source.fork();
@@ -39,7 +80,7 @@ fn measure(touched_mib: u32, huge_pages: bool) -> Vec<String> {
     columns.iter_mut().map(|column| p50_p99(column)).collect()
 }
 
-fn boot(touched_mib: u32, huge_pages: bool) -> Vmm {
+fn boot(kernel: File, huge_pages: bool) -> Vmm {
     let file = || tempfile::tempfile().unwrap_or_else(|error| panic!("no temporary file: {error}"));
     let config = BootConfig {
         vcpus: 1,
@@ -49,7 +90,7 @@ fn boot(touched_mib: u32, huge_pages: bool) -> Vmm {
         huge_pages,
     };
     let vmm = Vmm::start();
-    vmm.boot(&Boot { kernel: kernel(touched_mib), initramfs: file(), disk_base: file(), config });
-    until("the guest to count", || (!vmm.console().is_empty()).then_some(()));
+    vmm.boot(&Boot { kernel, initramfs: file(), disk_base: file(), config });
+    until("the guest to write", || (!vmm.console().is_empty()).then_some(()));
     vmm
 }
