@@ -46,6 +46,8 @@ struct Gate {
 /// What one thread is to do, or has done.
 #[derive(Debug)]
 enum Place {
+    /// Its thread has not come here yet.
+    Starting,
     Run(Work),
     Runs(ImmediateExit),
     Stopped(VcpuFd, Stop),
@@ -97,10 +99,11 @@ impl VcpuThreads {
         let mut threads = VcpuThreads::default();
         for index in 0..vcpus.len() {
             let gate = threads.gate.clone();
-            gate.places().push(Place::Parked);
+            gate.places().push(Place::Starting);
             let thread = std::thread::Builder::new().name("vcpu".into()).stack_size(STACK_LEN);
             threads.threads.push(thread.spawn(move || serve(&gate, index))?);
         }
+        threads.gate.wait_for_all();
         threads.resume(vcpus, signals, devices);
         Ok(threads)
     }
@@ -122,7 +125,7 @@ impl VcpuThreads {
             Place::Stopped(vcpu, stop) => Some((vcpu, stop)),
             // Its thread has yet to begin.
             Place::Run(work) => Some((work.vcpu, Stop::Asked)),
-            Place::Runs(_) | Place::Parked | Place::End => None,
+            Place::Starting | Place::Runs(_) | Place::Parked | Place::End => None,
         });
         taken.flatten().collect()
     }
@@ -162,6 +165,22 @@ impl Gate {
         self.places.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Waits until every thread has come here. One that is still being set up by the library may hold the allocator's
+    /// lock, and a copy of the process would wait for it for ever.
+    fn wait_for_all(&self) {
+        let starting = |places: &mut Vec<Place>| places.iter().any(|place| matches!(place, Place::Starting));
+        drop(self.stopped.wait_while(self.places(), starting));
+    }
+
+    fn arrive(&self, index: usize) {
+        let mut places = self.places();
+        if matches!(places[index], Place::Starting) {
+            places[index] = Place::Parked;
+        }
+        drop(places);
+        self.stopped.notify_one();
+    }
+
     /// Parks the thread until there is work for it; none means that it is to end.
     fn next_work(&self, index: usize) -> Option<Work> {
         let mut places = self.places();
@@ -191,6 +210,7 @@ impl Gate {
 
 /// Runs what the thread is given until it is to end; tells if a vCPU stops by itself.
 fn serve(gate: &Gate, index: usize) {
+    gate.arrive(index);
     while let Some(mut work) = gate.next_work(index) {
         let stop = run(&mut work);
         if stop != Stop::Asked {
