@@ -154,6 +154,16 @@ fn a_hundred_forks_leave_nothing_open_in_the_source() {
 }
 
 #[test]
+fn a_machine_is_stopped_again_before_all_its_vcpus_have_begun() {
+    let vmm = boot(counters_guest::kernel(4, 64), 4);
+    for _ in 0..50 {
+        vmm.freeze();
+        vmm.thaw();
+    }
+    assert_well_after(&vmm, console_bytes(&vmm), counters_guest::WELL);
+}
+
+#[test]
 fn what_a_generation_keeps_of_its_ancestors_threads_is_little() {
     const GENERATIONS: usize = 50;
     let mut newest = boot_counter(2);

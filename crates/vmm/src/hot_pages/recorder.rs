@@ -10,7 +10,7 @@ use linux_raw_sys::general::{
 };
 use linux_raw_sys::ioctl::{UFFDIO_API, UFFDIO_COPY, UFFDIO_REGISTER, UFFDIO_WRITEPROTECT};
 use podflare_wire::control::PageRun;
-use rustix::mm::{MremapFlags, UserfaultfdFlags, mremap, userfaultfd};
+use rustix::mm::{UserfaultfdFlags, userfaultfd};
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -107,11 +107,13 @@ fn open() -> io::Result<OwnedFd> {
 /// Moves the pages to another address; the range stays mapped and is empty.
 fn move_aside(host: *mut u8, len: u64) -> io::Result<u64> {
     let len = usize::try_from(len).unwrap_or(usize::MAX);
-    let flags = MremapFlags::MAYMOVE | MremapFlags::DONTUNMAP;
+    let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_DONTUNMAP;
+    // Linux looks at the new address with this flag too, and rustix's call would leave it to chance.
+    let anywhere = std::ptr::null_mut::<libc::c_void>();
     // SAFETY: the range is a live private mapping of guest memory. It stays one, and until its pages are
     // brought back nobody reads it: the vCPUs and devices stand still.
-    let aside = unsafe { mremap(host.cast(), len, len, flags) }?;
-    Ok(aside.addr() as u64)
+    let aside = unsafe { libc::mremap(host.cast(), len, len, flags, anywhere) };
+    if aside == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(aside.addr() as u64) }
 }
 
 fn register(fd: &OwnedFd, host: u64, len: u64) -> io::Result<()> {

@@ -55,6 +55,17 @@ enum Place {
     End,
 }
 
+impl Place {
+    /// Takes work back that its thread has yet to begin: it would begin it while others are being stopped, and
+    /// nobody would tell it to stop.
+    fn take_back(&mut self) {
+        *self = match std::mem::replace(self, Place::Parked) {
+            Place::Run(work) => Place::Stopped(work.vcpu, Stop::Asked),
+            place => place,
+        };
+    }
+}
+
 /// What a thread needs to run a vCPU.
 #[derive(Debug)]
 struct Work {
@@ -112,6 +123,7 @@ impl VcpuThreads {
     pub(crate) fn stop(&mut self) -> Vec<(VcpuFd, Stop)> {
         let mut places = self.gate.places();
         for (place, thread) in places.iter_mut().zip(&self.threads) {
+            place.take_back();
             if let Place::Runs(immediate_exit) = place {
                 // The flag covers the time before KVM_RUN, the signal the time inside it.
                 immediate_exit.get().store(1, Ordering::Release);
@@ -123,9 +135,7 @@ impl VcpuThreads {
         places = self.gate.stopped.wait_while(places, stopping).unwrap_or_else(PoisonError::into_inner);
         let taken = places.iter_mut().map(|place| match std::mem::replace(place, Place::Parked) {
             Place::Stopped(vcpu, stop) => Some((vcpu, stop)),
-            // Its thread has yet to begin.
-            Place::Run(work) => Some((work.vcpu, Stop::Asked)),
-            Place::Starting | Place::Runs(_) | Place::Parked | Place::End => None,
+            Place::Starting | Place::Run(_) | Place::Runs(_) | Place::Parked | Place::End => None,
         });
         taken.flatten().collect()
     }
