@@ -20,6 +20,9 @@ pub struct TemplateCapacity {
     pub template: String,
     /// The template has booted: its sandboxes can be created.
     pub available: bool,
+    /// Pages of 4 KiB that every copy brings in before it runs, because a trial copy has touched them. 0 when the host
+    /// could not learn them, and its log says why: then every copy takes a few times as long.
+    pub hot_pages: u64,
     /// Sandboxes that the pool is to have ready now: its target, or as many as were created in the last seconds
     /// if that is more, as far as the host's memory allows.
     pub pool_size: u32,

@@ -163,7 +163,7 @@ impl App {
         template: &Template,
         limits: Limits,
     ) -> Result<(Sandbox, CopyTimes), CopyError> {
-        let (copy, times) = copies::copy_one(&*template.machine, limits).await?;
+        let (copy, times) = copies::copy_one(&*template.machine, limits, &self.admission).await?;
         let shape = template.shape.clone();
         let lineage = Lineage { shape, parent: None, checkpoint: None, generation: 1 };
         Ok((self.launch(copy, lineage), times))

@@ -56,6 +56,8 @@ pub struct Shape {
 pub struct Template {
     pub shape: Arc<Shape>,
     pub machine: Arc<dyn Machine>,
+    /// How many pages each copy brings in before it runs.
+    pub hot_pages: u64,
 }
 
 /// Whether sandboxes can be made.
@@ -105,10 +107,11 @@ pub async fn boot(vmm: &dyn Vmm, settings: &Settings) -> Result<Template, BootEr
     match settle_in_time(&*machine, booted, settings.boot_timeout).await {
         Ok(()) => {
             // Copies work without; they only take longer.
-            if let Err(error) = learn_hot_pages(&*machine).await {
+            let hot_pages = learn_hot_pages(&*machine).await.unwrap_or_else(|error| {
                 tracing::warn!(error = %chain(&error), "Copies will fault in their first pages one by one");
-            }
-            Ok(Template { shape: Arc::new(shape), machine })
+                0
+            });
+            Ok(Template { shape: Arc::new(shape), machine, hot_pages })
         }
         Err(error) => {
             machine.end().await;
@@ -191,8 +194,8 @@ async fn run(agent: &mut AgentConnection, language: Language, code: &str) -> Res
 }
 
 /// Lets a trial copy do what every copy does first, and has all later copies bring in beforehand the pages
-/// that it touched.
-async fn learn_hot_pages(template: &dyn Machine) -> Result<(), SettleError> {
+/// that it touched. Says how many.
+async fn learn_hot_pages(template: &dyn Machine) -> Result<u64, SettleError> {
     let Fork { copy: trial, done } = template.fork()?;
     let learn = async {
         let stream = trial.connect(AGENT_PORT)?;
@@ -205,8 +208,10 @@ async fn learn_hot_pages(template: &dyn Machine) -> Result<(), SettleError> {
     };
     let learnt = timeout(TRIAL_TIMEOUT, learn).await.unwrap_or(Err(SettleError::Trial));
     trial.end().await;
-    template.set_hot_pages(learnt?).await?;
-    Ok(())
+    let runs = learnt?;
+    let pages = runs.iter().map(|run| u64::from(run.count)).sum();
+    template.set_hot_pages(runs).await?;
+    Ok(pages)
 }
 
 fn ended(ending: &Ending) -> BootError {

@@ -27,13 +27,19 @@ pub(super) async fn capacity(State(app): State<Arc<App>>) -> Json<Capacity> {
     let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
     let creates = counters.hits + counters.misses;
     let hit_rate_bp = (counters.hits * BASIS_POINTS).checked_div(creates).unwrap_or(0);
+    let template = app.template();
+    let hot_pages = match &template {
+        Availability::Ready(template) => template.hot_pages,
+        Availability::Not(_) => 0,
+    };
     Json(Capacity {
         sandboxes: count(app.registry.len()),
         checkpoints: count(app.registry.checkpoints().len()),
         sandboxes_max: app.settings.sandboxes_max,
         templates: vec![TemplateCapacity {
             template: template::DEFAULT.to_owned(),
-            available: matches!(app.template(), Availability::Ready(_)),
+            available: matches!(template, Availability::Ready(_)),
+            hot_pages,
             pool_size: count(counters.levels.wanted),
             pool_target: count(counters.levels.target),
             pool_ready: count(counters.levels.ready),

@@ -97,7 +97,7 @@ impl Members {
     pub(super) fn set_wanted(&mut self, now: Instant, memory: Option<Memory>) -> Levels {
         let recent = self.demand.recent(now.into_std());
         let members = self.ready.len() + self.starting;
-        self.wanted = policy::wanted(self.target, recent, members, memory);
+        self.wanted = if self.closed { 0 } else { policy::wanted(self.target, recent, members, memory) };
         self.levels()
     }
 

@@ -1,6 +1,7 @@
 //! Whose turn it is to copy machines. Copies compete for the host's processors: so few are made at once that
 //! each is done in its time. The others wait for their turn, before their clocks start.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, watch};
@@ -8,6 +9,10 @@ use tokio::time::timeout;
 
 /// Copies made at once, for each processor.
 const COPIES_PER_PROCESSOR: usize = 2;
+
+/// For how long a copy that comes to life holds up the next, a few times what it should take: one that stands still
+/// is given up after seconds only.
+const LIFE_TURN: Duration = Duration::from_millis(250);
 
 /// How long a client waits for its turn: with `CREATE_LIMITS`, as long as the published SDK waits for a create.
 const TURN_TIMEOUT: Duration = Duration::from_secs(12);
@@ -17,6 +22,9 @@ pub struct Admission {
     /// Fair: who has waited longest is next.
     turns: Arc<Semaphore>,
     turns_max: u32,
+    /// One for each processor. More copies at once come to life later, all of them: five took a fourth longer on
+    /// one processor.
+    lives: Semaphore,
     processors: usize,
     /// Clients whose copies are made or wait for their turn.
     clients: watch::Sender<usize>,
@@ -45,6 +53,7 @@ impl Admission {
         Admission {
             turns: Arc::new(Semaphore::new(turns_max)),
             turns_max: u32::try_from(turns_max).unwrap_or(u32::MAX),
+            lives: Semaphore::new(processors),
             processors,
             clients: watch::Sender::new(0),
         }
@@ -78,6 +87,18 @@ impl Admission {
         self.turns.clone().try_acquire_owned().ok()
     }
 
+    /// Brings a copy to life, from its thaw to its renewal, when a processor is free for that.
+    pub async fn bring_to_life<T>(&self, life: impl Future<Output = T>) -> T {
+        // The semaphore is never closed.
+        let turn = self.lives.acquire().await.ok();
+        let mut life = pin!(life);
+        if let Ok(done) = timeout(LIFE_TURN, &mut life).await {
+            return done;
+        }
+        drop(turn);
+        life.await
+    }
+
     /// Changes when there is reason to ask for an idle turn again.
     pub fn watch_clients(&self) -> watch::Receiver<usize> {
         self.clients.subscribe()
@@ -100,6 +121,8 @@ impl Drop for Client<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use futures_util::future::join_all;
+    use tokio::time::Instant;
 
     #[tokio::test(start_paused = true)]
     async fn a_client_waits_for_its_turn_but_not_for_long() {
@@ -108,6 +131,20 @@ mod tests {
         assert!(admission.turn(1).await.is_err());
         let (next, ()) = tokio::join!(admission.turn(1), async { drop(all) });
         assert!(next.is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn copies_come_to_life_in_turn_and_one_that_stands_still_does_not_hold_up_the_others() {
+        let admission = Admission::of_this_host();
+        let still = || admission.bring_to_life(std::future::pending::<()>());
+        let all_still = join_all((0..admission.processors()).map(|_| still()));
+        let begun = Instant::now();
+        let next = admission.bring_to_life(async { begun.elapsed() });
+        tokio::select! {
+            biased;
+            _ = all_still => panic!("they stand still"),
+            waited = next => assert!(waited >= LIFE_TURN && waited < 2 * LIFE_TURN, "{waited:?}"),
+        }
     }
 
     #[tokio::test]

@@ -1,9 +1,10 @@
 //! Copies of a machine, each made its own before anyone gets it.
 //!
 //! The source is forked once, whatever the count: the frozen twin makes the other copies and becomes
-//! the last one itself. All commands are on their way before the first answer is waited for, so that the
-//! copies come to life side by side.
+//! the last one itself. All forks are on their way before the first answer is waited for; the copies come to
+//! life in turn, as many at once as the host has processors.
 
+use super::admission::Admission;
 use super::agent::{AgentConnection, AgentError};
 use super::events::unix_time_ms;
 use crate::chain::chain;
@@ -81,8 +82,12 @@ impl CopyError {
 }
 
 /// Makes one copy.
-pub async fn copy_one(source: &dyn Machine, limits: Limits) -> Result<(OwnCopy, CopyTimes), CopyError> {
-    let (mut outcomes, times) = copy(source, 1, limits).await?;
+pub async fn copy_one(
+    source: &dyn Machine,
+    limits: Limits,
+    admission: &Admission,
+) -> Result<(OwnCopy, CopyTimes), CopyError> {
+    let (mut outcomes, times) = copy(source, 1, limits, admission).await?;
     let copy = outcomes.pop().unwrap_or(Err(CopyError::SourceEnded))?;
     Ok((copy, times))
 }
@@ -95,13 +100,14 @@ pub async fn copy(
     source: &dyn Machine,
     count: u32,
     limits: Limits,
+    admission: &Admission,
 ) -> Result<(Outcomes, CopyTimes), CopyError> {
     let [first, second] = limits;
     let mut times = CopyTimes::default();
-    let mut outcomes = match attempt(source, count, first, &mut times).await {
+    let mut outcomes = match attempt(source, count, first, admission, &mut times).await {
         Err(error) if error.is_of_first_moments() => {
             tracing::warn!(error = %chain(&error), "Making the copies once more");
-            return Ok((attempt(source, count, second, &mut times).await?, times));
+            return Ok((attempt(source, count, second, admission, &mut times).await?, times));
         }
         result => result?,
     };
@@ -114,7 +120,7 @@ pub async fn copy(
     let (Some(&first_lost), Ok(count)) = (lost.first(), u32::try_from(lost.len())) else {
         return Ok((outcomes, times));
     };
-    match attempt(source, count, second, &mut times).await {
+    match attempt(source, count, second, admission, &mut times).await {
         Ok(replacements) => {
             for (index, replacement) in lost.into_iter().zip(replacements) {
                 outcomes[index] = replacement;
@@ -131,25 +137,31 @@ async fn attempt(
     source: &dyn Machine,
     count: u32,
     limit: Duration,
+    admission: &Admission,
     times: &mut CopyTimes,
 ) -> Result<Outcomes, CopyError> {
     let deadline = tokio::time::Instant::now() + limit;
     let Started { forked, copies } = start(source, count)?;
     let too_late = |_| CopyError::Timeout { limit };
-    let fork = timeout_at(deadline, forked).await.map_err(too_late)?.map_err(CopyError::of_source)?;
-    times.add_fork(fork);
+    let forked = async {
+        let fork = timeout_at(deadline, forked).await.map_err(too_late)?.map_err(CopyError::of_source)?;
+        Ok::<_, CopyError>((fork, unix_time_ms()))
+    };
     let settled = copies.into_iter().map(async |starting| {
-        let settled = async { starting?.settle().await };
+        let settled = async { admission.bring_to_life(starting?.settle()).await };
         timeout_at(deadline, settled).await.map_err(too_late)?
     });
+    let settled = async { Ok(join_all(settled).await) };
+    let ((fork, forked_at_ms), settled) = tokio::try_join!(forked, settled)?;
+    times.add_fork(fork);
     let mut outcomes = Vec::with_capacity(settled.len());
-    for outcome in join_all(settled).await {
+    for outcome in settled {
         outcomes.push(match outcome {
-            Ok((mut copy, taken)) => {
+            Ok((mut settled, taken)) => {
                 times.raise_to(taken);
                 // One by one: the others stand by, and so the time is on its way no longer than it must.
-                let clock = timeout_at(deadline, copy.agent.settle_clock()).await.map_err(too_late);
-                clock.and_then(|set| set.map_err(CopyError::from)).map(|()| copy)
+                let clock = timeout_at(deadline, settled.agent.settle_clock()).await.map_err(too_late);
+                clock.and_then(|set| set.map_err(CopyError::from)).map(|()| settled.own(forked_at_ms))
             }
             Err(error) => Err(error),
         });
@@ -157,7 +169,7 @@ async fn attempt(
     Ok(outcomes)
 }
 
-/// Sends all commands.
+/// Sends all forks.
 fn start(source: &dyn Machine, count: u32) -> Result<Started, CopyError> {
     let twin = source.fork().map_err(CopyError::of_source)?;
     // A machine serves its commands in order: the twin must be told to thaw after it has been copied.
@@ -170,7 +182,7 @@ fn start(source: &dyn Machine, count: u32) -> Result<Started, CopyError> {
     Ok(Started { forked: twin.done, copies })
 }
 
-/// The source's fork, and the copies that follow when it has been answered.
+/// The source's fork, and the copies, the twin last.
 struct Started {
     forked: Pending<ForkTimes>,
     copies: Vec<Result<Starting, VmmError>>,
@@ -180,27 +192,40 @@ struct Starting {
     machine: Arc<dyn Machine>,
     stream: Box<dyn GuestStream>,
     forked: Pending<ForkTimes>,
-    thawed: Pending<ThawTimes>,
+}
+
+/// A copy that has said that it is its own.
+struct Settled {
+    id: SandboxId,
+    machine: Arc<dyn Machine>,
+    agent: AgentConnection,
 }
 
 impl Starting {
     fn new(machine: Arc<dyn Machine>, forked: Pending<ForkTimes>) -> Result<Starting, VmmError> {
         let stream = machine.connect(AGENT_PORT)?;
-        let thawed = machine.thaw();
-        Ok(Starting { machine, stream, forked, thawed })
+        Ok(Starting { machine, stream, forked })
     }
 
-    async fn settle(self) -> Result<(OwnCopy, CopyTimes), CopyError> {
+    async fn settle(self) -> Result<(Settled, CopyTimes), CopyError> {
+        // On its way before the fork is answered.
+        let thawed = self.machine.thaw();
         let fork = self.forked.await?;
-        let forked_at_ms = unix_time_ms();
-        let thaw = self.thawed.await?;
+        let thaw = thawed.await?;
         let runs = Instant::now();
         let id = SandboxId::random();
         // The clock that the renewal carries is read now: any sooner, and the guest's would be late by
         // what its thaw has taken.
         let agent = AgentConnection::renew(self.stream, &hostname(&id)).await?;
-        let copy = OwnCopy { id, machine: self.machine, agent, forked_at_ms };
-        Ok((copy, CopyTimes { fork, thaw, renew: runs.elapsed() }))
+        let settled = Settled { id, machine: self.machine, agent };
+        Ok((settled, CopyTimes { fork, thaw, renew: runs.elapsed() }))
+    }
+}
+
+impl Settled {
+    fn own(self, forked_at_ms: u64) -> OwnCopy {
+        let Settled { id, machine, agent } = self;
+        OwnCopy { id, machine, agent, forked_at_ms }
     }
 }
 

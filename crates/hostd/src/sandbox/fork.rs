@@ -98,7 +98,7 @@ pub(super) async fn make_children(
     let begun = Instant::now();
     let _turn = app.admission.turn(n).await?;
     let wait = begun.elapsed();
-    let (outcomes, times) = copies::copy(&*source()?, n, FORK_LIMITS).await?;
+    let (outcomes, times) = copies::copy(&*source()?, n, FORK_LIMITS, &app.admission).await?;
     let mut family = Family { n, partial, children: Vec::new(), failures: Vec::new() };
     let copies = family.sort(outcomes)?;
     if family.is_failed() {

@@ -47,7 +47,7 @@ pub async fn restore(app: &Arc<App>, id: &str, wanted: &CheckpointId) -> Result<
     let wait = begun.elapsed();
     // It may have been deleted meanwhile, and its machine be there for a moment more.
     app.registry.find_checkpoint(wanted.as_str())?;
-    let (copy, times) = match copies::copy_one(&**checkpoint.machine(), FORK_LIMITS).await {
+    let (copy, times) = match copies::copy_one(&**checkpoint.machine(), FORK_LIMITS, &app.admission).await {
         Err(CopyError::SourceEnded) => {
             checkpoint.ended().await;
             app.registry.find_checkpoint(wanted.as_str())?;

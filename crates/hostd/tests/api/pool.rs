@@ -191,4 +191,5 @@ async fn what_copies_touch_first_is_learnt_before_there_are_any() {
     let host = Host::start(&[]).await;
     host.create().await;
     assert_eq!(host.vmm.hot_pages(), 1);
+    assert_eq!(host.capacity().await["templates"][0]["hot_pages"], json!(1));
 }

@@ -2,6 +2,7 @@
 
 use super::child::tests::stand_in;
 use super::*;
+use crate::sandbox::admission::Admission;
 use crate::sandbox::copies;
 use podflare_wire::codec::{decode, encode, encode_frame};
 use podflare_wire::control::{EndReason, Event, Forked, Message, Thawed};
@@ -155,7 +156,8 @@ async fn however_many_copies_are_made_their_source_is_forked_once() {
     let forks = Arc::new(AtomicU32::new(0));
     let counted = forks.clone();
     let fixture = fixture_served_by(move |channel, copies| serve_counting(channel, copies, counted));
-    let (copies, times) = copies::copy(&fixture.machine, 5, copies::FORK_LIMITS).await.unwrap();
+    let (copies, times) =
+        copies::copy(&fixture.machine, 5, copies::FORK_LIMITS, &Admission::of_this_host()).await.unwrap();
     assert!(copies.iter().all(Result::is_ok));
     assert_eq!((copies.len(), fixture.copies.iter().take(5).count()), (5, 5));
     assert_eq!(forks.load(Ordering::SeqCst), 1);
