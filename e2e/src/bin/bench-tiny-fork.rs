@@ -8,6 +8,8 @@ use podflare_e2e::vmm::{Boot, Vmm};
 use podflare_e2e::wait::until;
 use podflare_wire::control::BootConfig;
 use std::fs::File;
+use std::sync::mpsc::sync_channel;
+use std::sync::{Mutex, PoisonError};
 use std::thread::{available_parallelism, scope};
 use std::time::Instant;
 
@@ -33,15 +35,15 @@ fn main() {
     );
     println!("| children | microseconds, p50 / p99 |\n|---|---|");
     for children in [1, 5, 32] {
-        println!("| {children} | {} |", p50_p99(&mut measure_family(children)));
+        println!("| {children} | {} |", p50_p99(&mut measure_family(children, processors)));
     }
 }
 
-fn measure_family(children: usize) -> Vec<u64> {
+fn measure_family(children: usize, at_once: usize) -> Vec<u64> {
     let source = boot(state_guest::kernel(1), true);
     let round = |_| {
         let start = Instant::now();
-        let family = fork_family(&source, children);
+        let family = fork_family(&source, children, at_once);
         let took = start.elapsed();
         drop(family);
         u64::try_from(took.as_micros()).unwrap_or(u64::MAX)
@@ -49,20 +51,29 @@ fn measure_family(children: usize) -> Vec<u64> {
     (0..ROUNDS).map(round).collect()
 }
 
-/// As hostd does it: one fork of the source, the twin makes the others, and all come to life side by side.
-/// Returns when the vCPUs of all run.
-fn fork_family(source: &Vmm, children: usize) -> Vec<Vmm> {
+/// As hostd does it: one fork of the source, the twin makes the others, and they come to life in turn, as many at once as
+/// there are processors. Returns when the vCPUs of all run.
+fn fork_family(source: &Vmm, children: usize, at_once: usize) -> Vec<Vmm> {
     let twin = source.fork().0;
+    let (frozen, next) = sync_channel(children);
+    let next = Mutex::new(next);
+    let bring_to_life = || {
+        let mut alive = Vec::new();
+        loop {
+            let child: Result<Vmm, _> = next.lock().unwrap_or_else(PoisonError::into_inner).recv();
+            let Ok(child) = child else { return alive };
+            child.thaw();
+            alive.push(child);
+        }
+    };
     scope(|threads| {
-        let thaw = |child: Vmm| {
-            threads.spawn(|| {
-                child.thaw();
-                child
-            })
-        };
-        let mut thawing: Vec<_> = (1..children).map(|_| thaw(twin.fork().0)).collect();
-        thawing.push(thaw(twin));
-        thawing.into_iter().filter_map(|thread| thread.join().ok()).collect()
+        let workers: Vec<_> = (0..at_once).map(|_| threads.spawn(bring_to_life)).collect();
+        for _ in 1..children {
+            frozen.send(twin.fork().0).ok();
+        }
+        frozen.send(twin).ok();
+        drop(frozen);
+        workers.into_iter().filter_map(|worker| worker.join().ok()).flatten().collect()
     })
 }
 
