@@ -2,7 +2,7 @@
 
 use crate::place;
 use crate::wait::until;
-use podflare_api::capacity::Capacity;
+use podflare_api::capacity::{Capacity, TemplateCapacity};
 use podflare_api::exec::{ExecEvent, ExecEventKind};
 use podflare_api::id::SandboxId;
 use podflare_api::sandbox::{Forked, SandboxCreated, SandboxList, SandboxView};
@@ -124,9 +124,19 @@ impl Host {
 
     /// Sandboxes that the pool of the one template has ready.
     pub fn pool_ready(&self) -> u32 {
+        self.template().pool_ready
+    }
+
+    /// Waits until the host does nothing more with its template. A machine that came to rest beside it is gone by
+    /// then, or is the template now.
+    pub fn rest(&self) {
+        until("the template to come to rest", || self.template().rested.then_some(()));
+    }
+
+    fn template(&self) -> TemplateCapacity {
         let mut answer = self.http.get(self.url("/v1/capacity")).call().unwrap();
         let capacity: Capacity = answer.body_mut().read_json().unwrap();
-        capacity.templates[0].pool_ready
+        capacity.templates.into_iter().next().unwrap()
     }
 
     pub fn python(&self, id: &SandboxId, code: &str) -> Result<Output, Refusal> {

@@ -9,6 +9,11 @@ pub fn of_program(name: &str) -> Vec<u32> {
     pids
 }
 
+/// Those of these VMMs whose machines are frozen, as a template's is: they have no vCPU and no thread for one.
+pub fn frozen(vmms: &[u32]) -> Vec<u32> {
+    vmms.iter().copied().filter(|pid| thread_count(*pid) == 1).collect()
+}
+
 /// Descriptors that a process holds.
 pub fn descriptor_count(pid: u32) -> usize {
     std::fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count)

@@ -2,7 +2,7 @@
 
 use crate::cost::{HostMemory, ProcessMemory};
 use crate::host::Host;
-use crate::processes::{descriptor_count, of_program, thread_count};
+use crate::processes::{descriptor_count, frozen, of_program, thread_count};
 use crate::wait::until;
 use podflare_api::id::SandboxId;
 use std::fmt;
@@ -39,7 +39,10 @@ impl Rounds {
     pub fn start() -> Rounds {
         let others = of_program(VMM);
         let host = Host::start(1);
-        let template = until("the template's process", || new_vmms(&others).first().copied());
+        host.rest();
+        let template = until("the template's process", || {
+            (host.pool_ready() == 1).then(|| frozen(&new_vmms(&others)))?.first().copied()
+        });
         let rounds = Rounds { host, others, template };
         rounds.run(2, |_| {});
         rounds

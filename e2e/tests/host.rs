@@ -63,6 +63,7 @@ fn a_guest_answers_a_ping_also_while_code_runs_in_it() {
 fn a_vmm_that_is_killed_takes_only_its_own_sandbox_along() {
     let others = of_program(VMM);
     let host = Host::start(0);
+    host.rest();
     let template = wait_for_vmms(&others, 1);
     let victim = host.create();
     let victim_pid = *wait_for_vmms(&others, 2).iter().find(|pid| !template.contains(pid)).unwrap();

@@ -20,6 +20,9 @@ pub struct TemplateCapacity {
     pub template: String,
     /// The template has booted: its sandboxes can be created.
     pub available: bool,
+    /// The template's guest has given its free memory back to the host, which Linux does in the first ten seconds after
+    /// a boot. Sandboxes that were created before do it by themselves, beside what they are to do.
+    pub rested: bool,
     /// Pages of 4 KiB that every copy brings in before it runs, because a trial copy has touched them. 0 when the host
     /// could not learn them, and its log says why: then every copy takes a few times as long.
     pub hot_pages: u64,

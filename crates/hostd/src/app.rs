@@ -11,7 +11,7 @@ use crate::sandbox::registry::Registry;
 use crate::sandbox::state::EndCause;
 use crate::sandbox::{Identity, Lineage, Sandbox};
 use crate::template::{self, Availability, BootError, Template};
-use crate::vmm::{Machine, Vmm};
+use crate::vmm::{Ending, Machine, Vmm};
 use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
@@ -248,7 +248,7 @@ async fn keep_template(app: &Arc<App>) -> BootError {
         Err(error) => return error,
     };
     loop {
-        let ending = template.machine.ended().await;
+        let ending = keep_until_lost(app, template).await;
         tracing::error!(%ending, "The template's machine ended; it is booted again");
         app.template.send_replace(Availability::Not(Cow::Borrowed("starting: the template boots again")));
         template = loop {
@@ -259,6 +259,27 @@ async fn keep_template(app: &Arc<App>) -> BootError {
             sleep(REBOOT_PAUSE).await;
         };
     }
+}
+
+/// Has the template come to rest, and puts the rested one in its place, for which it lets go of the first. Resolves
+/// when the machine has ended.
+async fn keep_until_lost(app: &Arc<App>, mut template: Arc<Template>) -> Arc<Ending> {
+    let rested = tokio::select! {
+        ending = template.machine.ended() => return ending,
+        rested = template.rest() => rested,
+    };
+    match rested {
+        Ok(Some(rested)) => {
+            template = Arc::new(rested);
+            app.template.send_replace(Availability::Ready(template.clone()));
+            tracing::info!("The template has come to rest");
+        }
+        Ok(None) => {}
+        Err(error) => {
+            tracing::warn!(error = %chain(&error), "The template did not come to rest; each copy does it by itself");
+        }
+    }
+    template.machine.ended().await
 }
 
 async fn boot(app: &Arc<App>) -> Result<Arc<Template>, BootError> {

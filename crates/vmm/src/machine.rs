@@ -422,6 +422,7 @@ impl Body {
             disk_layers: u32::try_from(disk_layers).unwrap_or(u32::MAX),
             connections: u32::try_from(self.devices.connection_count()).unwrap_or(u32::MAX),
             console_bytes: self.devices.console_bytes(),
+            reported_bytes: self.devices.reported_bytes(),
         }
     }
 }

@@ -40,19 +40,21 @@ pub(crate) fn populate_for_writing(memory: &GuestMemory, address: GuestAddress, 
 }
 
 /// Gives the pages that lie wholly within a range back to the host: whoever touches them next finds zeros. What is
-/// not memory of this machine stays as it is.
-pub(crate) fn release(memory: &GuestMemory, address: GuestAddress, len: u32) {
-    let Some(end) = address.0.checked_add(len.into()) else { return };
+/// not memory of this machine stays as it is. Says how many bytes they were.
+pub(crate) fn release(memory: &GuestMemory, address: GuestAddress, len: u32) -> u64 {
+    let Some(end) = address.0.checked_add(len.into()) else { return 0 };
     let (Some(start), end) = (address.0.checked_next_multiple_of(PAGE_LEN), end - end % PAGE_LEN) else {
-        return;
+        return 0;
     };
-    let Ok(len) = usize::try_from(end.saturating_sub(start)) else { return };
-    let Ok(slice) = memory.get_slice(GuestAddress(start), len) else { return };
+    let bytes = end.saturating_sub(start);
+    let Ok(len) = usize::try_from(bytes) else { return 0 };
+    let Ok(slice) = memory.get_slice(GuestAddress(start), len) else { return 0 };
     if len > 0 {
         // SAFETY: the range is whole pages of a live private mapping, which stays mapped. Its content is the
         // guest's, and read as plain bytes only: zeros are as good as any.
         unsafe { madvise(slice.ptr_guard_mut().as_ptr().cast(), len, Advice::LinuxDontNeed) }.ok();
     }
+    bytes
 }
 
 /// RAM below the hole for devices, and what is left of it from 4 GiB on.

@@ -143,6 +143,9 @@ pub struct Inspection {
     pub connections: u32,
     /// All that the guest has ever written to its console, what it had before its forks included.
     pub console_bytes: u64,
+    /// Free memory that the guest has reported since it booted, before its forks included. `None` if it does not
+    /// report.
+    pub reported_bytes: Option<u64>,
 }
 
 /// Something happened that no command asked for.

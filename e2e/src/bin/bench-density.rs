@@ -7,7 +7,7 @@ use podflare_e2e::cost::{
 };
 use podflare_e2e::figures::p50_p99;
 use podflare_e2e::host::Host;
-use podflare_e2e::processes::of_program;
+use podflare_e2e::processes::{frozen, of_program};
 use podflare_e2e::wait::until;
 use std::time::{Duration, Instant};
 
@@ -61,7 +61,8 @@ impl Vmms {
 fn one_active() {
     let vmms = Vmms { others: of_program(VMM) };
     let host = Host::start(0);
-    let template = vmms.all();
+    host.rest();
+    let template = until("the template alone", || Some(vmms.all()).filter(|all| all.len() == 1));
     let row = |name: &str, memory: ProcessMemory| {
         let ProcessMemory { resident, proportional, private_dirty, page_tables, .. } = memory;
         println!("| {name} | {resident} | {proportional} | {private_dirty} | {page_tables} |");
@@ -92,8 +93,11 @@ fn one_active() {
 fn many_idle(count: u32, idle: Duration) {
     let vmms = Vmms { others: of_program(VMM) };
     let host = Host::start(POOL);
+    host.rest();
     until("the pool to be full", || (host.pool_ready() == POOL).then_some(()));
-    let template = vmms.all()[0];
+    let template = until("the template", || frozen(&vmms.all()).first().copied());
+    // The pool's first members come to rest by themselves.
+    std::thread::sleep(SETTLING);
     let others = vmms.all().len();
     let before = HostMemory::now();
     let mut create_ms = Vec::new();

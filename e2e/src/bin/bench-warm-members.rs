@@ -35,10 +35,12 @@ fn main() {
     let (wait_seconds, members) = (number(WAIT_SECONDS), number(MEMBERS));
 
     let empty = Host::start(0);
+    empty.rest();
     sleep(QUIET);
     let without = available_kib();
     drop(empty);
     let host = Host::start(members);
+    host.rest();
     settle(&host, members);
     let with = available_kib();
     println!("A member takes {} KiB of MemAvailable.\n", (without - with) / i64::from(members));

@@ -28,9 +28,9 @@ pub(super) async fn capacity(State(app): State<Arc<App>>) -> Json<Capacity> {
     let creates = counters.hits + counters.misses;
     let hit_rate_bp = (counters.hits * BASIS_POINTS).checked_div(creates).unwrap_or(0);
     let template = app.template();
-    let hot_pages = match &template {
-        Availability::Ready(template) => template.hot_pages,
-        Availability::Not(_) => 0,
+    let (hot_pages, rested) = match &template {
+        Availability::Ready(template) => (template.hot_pages, template.rested),
+        Availability::Not(_) => (0, false),
     };
     Json(Capacity {
         sandboxes: count(app.registry.len()),
@@ -39,6 +39,7 @@ pub(super) async fn capacity(State(app): State<Arc<App>>) -> Json<Capacity> {
         templates: vec![TemplateCapacity {
             template: template::DEFAULT.to_owned(),
             available: matches!(template, Availability::Ready(_)),
+            rested,
             hot_pages,
             pool_size: count(counters.levels.wanted),
             pool_target: count(counters.levels.target),

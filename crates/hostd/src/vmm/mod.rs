@@ -67,6 +67,9 @@ pub trait Machine: Send + Sync + fmt::Debug {
     /// Has every copy of this frozen machine bring in these pages before it runs.
     fn set_hot_pages(&self, pages: Vec<PageRun>) -> Pending<()>;
 
+    /// How much free memory the guest has reported to the host since it booted, in bytes. `None` if it does not report.
+    fn reported_bytes(&self) -> Pending<Option<u64>>;
+
     /// Stops a running machine until `thaw`.
     fn freeze(&self) -> Pending<()>;
 

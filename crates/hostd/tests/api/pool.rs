@@ -88,6 +88,67 @@ async fn a_template_that_is_lost_is_booted_again() {
     host.create().await;
 }
 
+/// A host without a pool, whose guests report free memory so many times after their boot.
+async fn host_whose_guests_report(times: u32) -> Host {
+    let host = Host::start_without_template(&["--pool-size", "0"]);
+    host.vmm.report(times);
+    until("the template is there", async || is_rested(&host).await == Some(false)).await;
+    host
+}
+
+/// `None` while there is no template.
+async fn is_rested(host: &Host) -> Option<bool> {
+    let template = &host.capacity().await["templates"][0];
+    template["available"].as_bool().unwrap().then(|| template["rested"].as_bool().unwrap())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_template_comes_to_rest_while_sandboxes_are_made_of_it() {
+    let host = host_whose_guests_report(5).await;
+    let early = host.create().await;
+    assert_eq!(is_rested(&host).await, Some(false));
+    until("the template has come to rest", async || is_rested(&host).await == Some(true)).await;
+    let late = host.create().await;
+    for id in [early, late] {
+        assert_eq!(host.text(&id, "print alive").await, "alive");
+    }
+    // The template that has come to rest and the sandboxes: the one that booted is no longer needed.
+    host.machines_are(3).await;
+    // What has come to rest does not do so again.
+    tokio::time::sleep(Duration::from_secs(100)).await;
+    host.machines_are(3).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guest_that_never_stops_to_report_comes_to_rest_as_well() {
+    let host = host_whose_guests_report(u32::MAX).await;
+    tokio::time::sleep(Duration::from_secs(50)).await;
+    assert_eq!(is_rested(&host).await, Some(false));
+    until("the template has come to rest", async || is_rested(&host).await == Some(true)).await;
+    host.create().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_template_whose_copy_dies_at_rest_serves_as_it_booted() {
+    let host = host_whose_guests_report(5).await;
+    host.vmm.kill_newest();
+    tokio::time::sleep(Duration::from_secs(100)).await;
+    assert_eq!(is_rested(&host).await, Some(false));
+    host.create().await;
+    host.machines_are(2).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_template_that_is_lost_while_it_comes_to_rest_is_booted_again() {
+    let host = host_whose_guests_report(5).await;
+    let podflare_hostd::template::Availability::Ready(template) = host.app.template() else { panic!() };
+    template.machine.end().await;
+    until("another has come to rest", async || is_rested(&host).await == Some(true)).await;
+    host.create().await;
+    drop(template);
+    host.machines_are(2).await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_member_that_stands_still_is_replaced() {
     let host = host_about_to_fill_its_pool(1).await;

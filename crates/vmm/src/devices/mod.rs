@@ -166,6 +166,11 @@ impl Devices {
         lock(&self.vsock).device_mut().connection_count()
     }
 
+    /// How much memory the guest has reported free; `None` if it does not report.
+    pub(crate) fn reported_bytes(&self) -> Option<u64> {
+        lock(&self.balloon).device_mut().reported_bytes()
+    }
+
     /// Bytes in the disk's own layer, and the number of layers that it reads.
     pub(crate) fn disk_size(&self) -> (u64, usize) {
         let mut block = lock(&self.block);

@@ -26,6 +26,9 @@ const STREAM_LEN: usize = 64 * 1024;
 /// What a fork of a running machine is said to have cost it.
 const PAUSE: Duration = Duration::from_millis(1);
 
+/// What a fake guest reports at a time, in bytes.
+const REPORT_LEN: u64 = 64 << 20;
+
 /// Makes fake machines.
 #[derive(Debug, Clone, Default)]
 pub struct FakeVmm(Arc<World>);
@@ -44,6 +47,7 @@ struct World {
     refusing: Mutex<BTreeSet<u32>>,
     boots_to_fail: AtomicU32,
     hot_pages: AtomicUsize,
+    reports: AtomicU32,
     thaws_to_die_of: AtomicU32,
     renewals_to_stall_after: AtomicU32,
     renewals_to_leave_pending: AtomicU32,
@@ -88,6 +92,11 @@ impl FakeVmm {
     /// Runs of pages that a frozen machine was last told to bring in.
     pub fn hot_pages(&self) -> usize {
         self.0.hot_pages.load(Ordering::SeqCst)
+    }
+
+    /// From now on machines boot with guests that report free memory, as often as this. Before, they do not report.
+    pub fn report(&self, times: u32) {
+        self.0.reports.store(times, Ordering::SeqCst);
     }
 
     /// From now on every renewal takes so long.
@@ -149,6 +158,12 @@ async fn take_time(place: &AtomicU32) {
 }
 
 impl World {
+    /// One that has just booted.
+    fn guest(&self) -> Guest {
+        let reports_left = self.reports.load(Ordering::SeqCst);
+        Guest { reports_left, reported_bytes: (reports_left > 0).then_some(0), ..Guest::default() }
+    }
+
     /// Takes one of a counted fault.
     fn takes(fault: &AtomicU32) -> bool {
         fault.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |count| count.checked_sub(1)).is_ok()
@@ -157,7 +172,7 @@ impl World {
 
 impl Vmm for FakeVmm {
     fn boot(&self, _boot: &BootSpec) -> Result<(Arc<dyn Machine>, Pending<()>), VmmError> {
-        let machine = FakeMachine::new(self.0.clone(), State::Running, Guest::default());
+        let machine = FakeMachine::new(self.0.clone(), State::Running, self.0.guest());
         if World::takes(&self.0.boots_to_fail) {
             machine.core.end(Ending::Told {
                 reason: EndReason::Reset,
@@ -211,6 +226,9 @@ struct Guest {
     entropy: Vec<u8>,
     stands_still: bool,
     records: bool,
+    reported_bytes: Option<u64>,
+    /// One of them is made each time that somebody asks a running machine.
+    reports_left: u32,
 }
 
 impl FakeMachine {
@@ -327,6 +345,18 @@ impl Machine for FakeMachine {
     fn set_hot_pages(&self, pages: Vec<PageRun>) -> Pending<()> {
         self.core.world.hot_pages.store(pages.len(), Ordering::SeqCst);
         ready(Ok(())).boxed()
+    }
+
+    fn reported_bytes(&self) -> Pending<Option<u64>> {
+        if self.core.has_ended() {
+            return ready(Err(VmmError::Ended)).boxed();
+        }
+        let mut guest = self.core.guest();
+        if *self.core.state.borrow() == State::Running && guest.reports_left > 0 {
+            guest.reports_left -= 1;
+            guest.reported_bytes = guest.reported_bytes.map(|bytes| bytes + REPORT_LEN);
+        }
+        ready(Ok(guest.reported_bytes)).boxed()
     }
 
     fn freeze(&self) -> Pending<()> {

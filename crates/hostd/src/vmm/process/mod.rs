@@ -236,6 +236,13 @@ impl Machine for ProcessMachine {
         })
     }
 
+    fn reported_bytes(&self) -> Pending<Option<u64>> {
+        self.ask(&Command::Inspect, &[], |reply, _| match reply {
+            Reply::Inspected(inspection) => Some(inspection.reported_bytes),
+            _ => None,
+        })
+    }
+
     fn freeze(&self) -> Pending<()> {
         self.ask(&Command::Freeze, &[], |reply, _| matches!(reply, Reply::Frozen { .. }).then_some(()))
     }

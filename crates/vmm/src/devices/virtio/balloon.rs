@@ -25,11 +25,20 @@ const RANGES_MAX: usize = 32;
 const RANGE_LEN_MAX: u32 = 16 << 20;
 
 #[derive(Debug)]
-pub(crate) struct Balloon;
+pub(crate) struct Balloon {
+    /// What has been taken back since the guest said that it reports; `None` while it has not.
+    reported_bytes: Option<u64>,
+}
 
 impl Balloon {
     pub(crate) fn new() -> Balloon {
-        Balloon
+        Balloon { reported_bytes: None }
+    }
+
+    /// How much memory the guest has reported free since it started to, what it has used again included. `None` if it
+    /// does not report.
+    pub(crate) fn reported_bytes(&self) -> Option<u64> {
+        self.reported_bytes
     }
 }
 
@@ -46,9 +55,13 @@ impl VirtioDevice for Balloon {
         data.fill(0);
     }
 
-    fn activate(&mut self, _features: u64) {}
+    fn activate(&mut self, features: u64) {
+        self.reported_bytes = (features & REPORTING != 0).then_some(0);
+    }
 
-    fn reset(&mut self) {}
+    fn reset(&mut self) {
+        self.reported_bytes = None;
+    }
 
     fn notified(
         &mut self,
@@ -58,8 +71,8 @@ impl VirtioDevice for Balloon {
     ) -> Result<Served, QueueError> {
         serve_queue(&mut queues[index], memory, |chain| {
             // A guest that inflates unasked has put the pages away for itself.
-            if index == REPORTING_QUEUE {
-                take_back(chain, memory);
+            if let (REPORTING_QUEUE, Some(reported)) = (index, &mut self.reported_bytes) {
+                *reported = reported.saturating_add(take_back(chain, memory));
             }
             Ok(0)
         })
@@ -67,10 +80,9 @@ impl VirtioDevice for Balloon {
 }
 
 /// A range that is not memory is left alone: nothing was promised for it.
-fn take_back(chain: DescriptorChain<&GuestMemory>, memory: &GuestMemory) {
-    for range in chain.writable().take(RANGES_MAX) {
-        memory::release(memory, range.addr(), range.len().min(RANGE_LEN_MAX));
-    }
+fn take_back(chain: DescriptorChain<&GuestMemory>, memory: &GuestMemory) -> u64 {
+    let ranges = chain.writable().take(RANGES_MAX);
+    ranges.map(|range| memory::release(memory, range.addr(), range.len().min(RANGE_LEN_MAX))).sum()
 }
 
 #[cfg(test)]
@@ -78,6 +90,7 @@ mod tests {
     use super::super::test_driver::{Driver, Part, any_descriptor};
     use super::{Balloon, RANGE_LEN_MAX, RANGES_MAX, REPORTING, REPORTING_QUEUE};
     use proptest::prelude::*;
+    use virtio_bindings::virtio_mmio::VIRTIO_MMIO_STATUS;
     use virtio_bindings::virtio_ring::VRING_DESC_F_INDIRECT;
     use virtio_queue::desc::RawDescriptor;
     use virtio_queue::desc::split::Descriptor;
@@ -127,6 +140,17 @@ mod tests {
         // It is memory as before.
         driver.memory.write_slice(&[9; PAGE_LEN], GuestAddress(PAGES + 0x1000)).unwrap();
         assert_eq!(pages(&driver, 6), [7, 9, 0, 7, 0, 7]);
+    }
+
+    #[test]
+    fn what_was_taken_back_is_counted_until_the_driver_resets_the_device() {
+        let mut driver = driver_with_full_pages(4);
+        assert_eq!(driver.transport.device_mut().reported_bytes(), Some(0));
+        report(&mut driver, &[(PAGES, 0x2000), (PAGES + 0x3001, 0xfff), (1 << 40, 0x1000)]);
+        report(&mut driver, &[(PAGES, 0x1000)]);
+        assert_eq!(driver.transport.device_mut().reported_bytes(), Some(0x3000));
+        driver.write(VIRTIO_MMIO_STATUS, 0);
+        assert_eq!(driver.transport.device_mut().reported_bytes(), None);
     }
 
     #[test]

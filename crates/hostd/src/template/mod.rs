@@ -1,4 +1,6 @@
-//! The machine that all sandboxes are copies of: booted once, settled, and frozen.
+//! The machine that all sandboxes are copies of: booted once, settled, frozen, and rested.
+
+mod rest;
 
 use crate::chain::chain;
 use crate::config::Settings;
@@ -6,6 +8,7 @@ use crate::sandbox::agent::{AgentConnection, AgentError};
 use crate::vmm::{BootSpec, Ending, Fork, Machine, Pending, Vmm, VmmError};
 use podflare_wire::control::BootConfig;
 use podflare_wire::guest::{AGENT_PORT, Event, ExecId, Language, Request};
+pub use rest::RestError;
 use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
@@ -58,6 +61,8 @@ pub struct Template {
     pub machine: Arc<dyn Machine>,
     /// How many pages each copy brings in before it runs.
     pub hot_pages: u64,
+    /// Its guest has done what it does after every start, so that no copy has to.
+    pub rested: bool,
 }
 
 /// Whether sandboxes can be made.
@@ -84,7 +89,7 @@ pub enum BootError {
 }
 
 #[derive(Debug, thiserror::Error)]
-enum SettleError {
+pub enum SettleError {
     #[error("The machine did not do what it was told")]
     Vmm(#[from] VmmError),
     #[error("The agent did not answer as it should")]
@@ -111,7 +116,7 @@ pub async fn boot(vmm: &dyn Vmm, settings: &Settings) -> Result<Template, BootEr
                 tracing::warn!(error = %chain(&error), "Copies will fault in their first pages one by one");
                 0
             });
-            Ok(Template { shape: Arc::new(shape), machine, hot_pages })
+            Ok(Template { shape: Arc::new(shape), machine, hot_pages, rested: false })
         }
         Err(error) => {
             machine.end().await;
