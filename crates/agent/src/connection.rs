@@ -15,6 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixListener;
 use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener};
 
+/// Bytes read from a connection at a time.
 const READ_LEN: usize = 64 * 1024;
 
 /// A buffer that a burst has made larger than this is given back.
@@ -53,6 +54,17 @@ impl Listener {
     }
 }
 
+/// Where bytes arrive, of one connection after the other. One that each connection made for itself would be 16 pages
+/// that every copy of a machine has to bring in and to clear before it can be renewed.
+#[derive(Debug)]
+pub(crate) struct ReadBuffer(Box<[u8]>);
+
+impl ReadBuffer {
+    pub(crate) fn new() -> ReadBuffer {
+        ReadBuffer(vec![0; READ_LEN].into_boxed_slice())
+    }
+}
+
 /// The other side has closed the connection, or it was reset.
 #[derive(Debug)]
 pub(crate) struct Gone;
@@ -60,10 +72,11 @@ pub(crate) struct Gone;
 pub(crate) struct Connection {
     stream: Box<dyn Stream>,
     incoming: FrameReader,
-    read_buffer: Box<[u8]>,
     outgoing: Vec<u8>,
     /// How much of `outgoing` the stream has taken.
     sent: usize,
+    /// How much of `outgoing` waits for something to follow it.
+    greeting_len: usize,
 }
 
 impl std::fmt::Debug for Connection {
@@ -73,10 +86,13 @@ impl std::fmt::Debug for Connection {
 }
 
 impl Connection {
-    pub(crate) fn new(stream: Box<dyn Stream>) -> Connection {
-        let read_buffer = vec![0; READ_LEN].into_boxed_slice();
+    /// The greeting is sent with the first event that follows it. By itself it would be an exit from the guest, and
+    /// wake hostd for nothing.
+    pub(crate) fn new(stream: Box<dyn Stream>, greeting: &Event) -> Connection {
         let incoming = FrameReader::new(REQUEST_FRAME_LEN_MAX);
-        Connection { stream, incoming, read_buffer, outgoing: Vec::new(), sent: 0 }
+        let outgoing = encode_frame(greeting);
+        let greeting_len = outgoing.len();
+        Connection { stream, incoming, outgoing, sent: 0, greeting_len }
     }
 
     /// Adds an event to the next write.
@@ -99,12 +115,12 @@ impl Connection {
     }
 
     /// Writes until something has arrived.
-    pub(crate) async fn received(&mut self) -> Result<(), Gone> {
+    pub(crate) async fn received(&mut self, buffer: &mut ReadBuffer) -> Result<(), Gone> {
         poll_fn(|context| {
             if let Err(gone) = self.poll_write(context) {
                 return Poll::Ready(Err(gone));
             }
-            let mut buffer = ReadBuf::new(&mut self.read_buffer);
+            let mut buffer = ReadBuf::new(&mut buffer.0);
             match Pin::new(&mut *self.stream).poll_read(context, &mut buffer) {
                 Poll::Pending => Poll::Pending,
                 Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {
@@ -118,6 +134,10 @@ impl Connection {
     }
 
     fn poll_write(&mut self, context: &mut Context<'_>) -> Result<(), Gone> {
+        if self.outgoing.len() == self.greeting_len {
+            return Ok(());
+        }
+        self.greeting_len = 0;
         while self.sent < self.outgoing.len() {
             match Pin::new(&mut *self.stream).poll_write(context, &self.outgoing[self.sent..]) {
                 Poll::Pending => return Ok(()),

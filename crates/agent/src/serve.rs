@@ -1,14 +1,14 @@
 //! The agent proper: one loop that takes hostd's requests, runs code and sends its output.
 //!
 //! ```text
-//!   Greeted ──Renew──▶ Renewing ──REPL renewed, or too busy──▶ Serving
-//!      └────────────────────┴──────── anything wrong ──────────┴─────▶ Closing
+//!   Connected ──Renew──▶ Renewing ──REPL renewed, or too busy──▶ Serving
+//!       └─────────────────────┴──────── anything wrong ──────────┴─────▶ Closing
 //! ```
 //!
 //! Each turn waits for one thing to happen, lets it take effect, starts what can be started and
 //! writes all that came of it at once. The loop owns everything, so nothing is locked.
 
-use crate::connection::{Connection, Gone, Listener, Stream};
+use crate::connection::{Connection, Gone, Listener, ReadBuffer, Stream};
 use crate::console::say;
 use crate::exec::bash::{Bash, BashEvent};
 use crate::exec::repl::{Repl, ReplEvent, SEED_LEN};
@@ -49,6 +49,7 @@ pub(crate) struct Agent<'a, M> {
     repl: Repl,
     current: Option<Current>,
     link: Option<Link>,
+    read_buffer: ReadBuffer,
 }
 
 /// What the running execution of the session is.
@@ -79,7 +80,7 @@ struct Link {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
-    Greeted,
+    Connected,
     Renewing { until: Instant },
     Serving,
     Closing,
@@ -106,6 +107,7 @@ pub(crate) async fn serve(
         repl: Repl::new(),
         current: None,
         link: None,
+        read_buffer: ReadBuffer::new(),
     };
     if let Err(error) = agent.repl.start(&agent.workplace) {
         say(&format!("{error}; the next Python call tries again"));
@@ -128,7 +130,7 @@ impl<M: Machine> Agent<'_, M> {
     async fn next(&mut self, listener: &Listener) -> Result<Happening, ServeError> {
         let deadline = self.deadline();
         let has_room = self.session.room() > 0;
-        let Agent { repl, current, link, .. } = self;
+        let Agent { repl, current, link, read_buffer, .. } = self;
         let link = link.as_mut().filter(|link| link.phase != Phase::Closing);
         let bash = match current.as_mut().map(|current| &mut current.code) {
             Some(Code::Bash(bash)) => Some(bash),
@@ -142,7 +144,7 @@ impl<M: Machine> Agent<'_, M> {
             event = if_some(bash.map(|bash| bash.event(has_room))) => {
                 event.map(Happening::Bash).map_err(ServeError::Watch)
             }
-            received = if_some(link.map(|link| link.connection.received())) => Ok(Happening::Received(received)),
+            received = if_some(link.map(|link| link.connection.received(read_buffer))) => Ok(Happening::Received(received)),
             stream = listener.accept() => stream.map(Happening::Connected).map_err(ServeError::Accept),
             () = if_some(deadline.map(sleep_until)) => Ok(Happening::TimeIsUp),
         }
@@ -159,9 +161,8 @@ impl<M: Machine> Agent<'_, M> {
 
     fn connect(&mut self, stream: Box<dyn Stream>) {
         self.disconnect();
-        let mut connection = Connection::new(stream);
-        connection.send(&Event::Hello { protocol: PROTOCOL });
-        self.link = Some(Link { connection, phase: Phase::Greeted });
+        let connection = Connection::new(stream, &Event::Hello { protocol: PROTOCOL });
+        self.link = Some(Link { connection, phase: Phase::Connected });
     }
 
     fn disconnect(&mut self) {
@@ -206,7 +207,7 @@ impl<M: Machine> Agent<'_, M> {
     /// The next request, unless those that have arrived must wait for a renewal.
     fn next_request(&mut self) -> Option<Request> {
         let link = self.link.as_mut()?;
-        if !matches!(link.phase, Phase::Greeted | Phase::Serving) {
+        if !matches!(link.phase, Phase::Connected | Phase::Serving) {
             return None;
         }
         match link.connection.next_request() {

@@ -1,8 +1,8 @@
 //! hostd ↔ agent: frames on one vsock stream per sandbox.
 //!
-//! hostd connects to [`AGENT_PORT`], the agent says [`Event::Hello`], hostd sends [`Request::Renew`]
-//! and waits for [`Event::Renewed`]. Only then is anything else served: a copy is never silently a
-//! twin. A newer connection replaces an older one; executions go on without their reader.
+//! hostd connects to [`AGENT_PORT`] and sends [`Request::Renew`]; the agent answers with [`Event::Hello`]
+//! and [`Event::Renewed`]. Only then is anything else served: a copy is never silently a twin. A newer
+//! connection replaces an older one; executions go on without their reader.
 
 use serde::{Deserialize, Serialize};
 
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 pub const AGENT_PORT: u32 = 5555;
 
 /// Changes with every change of this file; hostd refuses an agent of another version.
-pub const PROTOCOL: u32 = 2;
+pub const PROTOCOL: u32 = 3;
 
 /// Bytes of fresh entropy that a renewal carries.
 pub const ENTROPY_LEN: usize = 64;
@@ -77,7 +77,7 @@ pub enum OutputStream {
 /// agent → hostd.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Event {
-    /// First on every connection.
+    /// First on every connection, and sent with the next event, whatever that is.
     Hello {
         protocol: u32,
     },

@@ -36,14 +36,12 @@ impl Agent {
         Agent { process, home, socket }
     }
 
-    /// A connection that has only been greeted.
+    /// A connection on which nothing has been said.
     pub(crate) fn connect(&self) -> Client {
         let stream = eventually(|| UnixStream::connect(&self.socket).ok());
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         let reader = FrameReader::new(EVENT_FRAME_LEN_MAX);
-        let mut client = Client { stream, reader, execs: 0, outcomes: HashMap::new(), grants: true };
-        assert_eq!(client.next_event(), Some(Event::Hello { protocol: PROTOCOL }));
-        client
+        Client { stream, reader, greeted: false, execs: 0, outcomes: HashMap::new(), grants: true }
     }
 
     /// A connection that is ready to run code.
@@ -100,6 +98,7 @@ impl Outcome {
 pub(crate) struct Client {
     stream: UnixStream,
     reader: FrameReader,
+    greeted: bool,
     execs: u32,
     outcomes: HashMap<ExecId, Outcome>,
     /// Whether output is granted anew as soon as it has arrived.
@@ -115,8 +114,12 @@ impl Client {
         self.stream.write_all(bytes).unwrap();
     }
 
-    /// `None` when the agent has closed the connection.
+    /// `None` when the agent has closed the connection. What greets it is not handed out.
     pub(crate) fn next_event(&mut self) -> Option<Event> {
+        if !self.greeted {
+            self.greeted = true;
+            assert_eq!(self.next_event(), Some(Event::Hello { protocol: PROTOCOL }));
+        }
         let mut buffer = vec![0; 64 * 1024];
         loop {
             if let Some(event) = self.reader.next_message().unwrap() {
@@ -129,6 +132,13 @@ impl Client {
                 Err(error) => panic!("no event: {error}"),
             }
         }
+    }
+
+    /// All that the agent has sent, once it has closed the connection.
+    pub(crate) fn bytes(mut self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        self.stream.read_to_end(&mut bytes).unwrap();
+        bytes
     }
 
     pub(crate) fn renew(&mut self) -> ReplRenewal {

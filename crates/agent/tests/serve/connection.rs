@@ -33,6 +33,15 @@ fn nothing_is_served_before_the_renewal() {
 }
 
 #[test]
+fn nothing_is_said_on_a_connection_before_it_is_asked_something() {
+    let agent = Agent::start();
+    let silent = agent.connect();
+    // Replaces the first one.
+    agent.client();
+    assert_eq!(silent.bytes(), b"");
+}
+
+#[test]
 fn a_renewal_that_cannot_be_done_closes_the_connection() {
     let agent = Agent::start();
     let mut client = agent.connect();

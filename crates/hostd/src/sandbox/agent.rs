@@ -66,8 +66,8 @@ pub struct AgentConnection {
 impl AgentConnection {
     /// Makes the guest at the other end its own machine, and fails unless it says that it is.
     ///
-    /// The renewal is sent at once: the agent's greeting is on its way meanwhile. On a busy host that may
-    /// make the time in it old; [`AgentConnection::settle_clock`] comes next.
+    /// The agent greets with its answer. On a busy host the time in the renewal may be old by then;
+    /// [`AgentConnection::settle_clock`] comes next.
     pub async fn renew(stream: Box<dyn GuestStream>, hostname: &str) -> Result<AgentConnection, AgentError> {
         let (read, write) = tokio::io::split(stream);
         let mut agent = AgentConnection {

@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 /// Pages between two runs up to which both are mapped by one call.
-const GAP_PAGES_MAX: u64 = 8;
+const GAP_PAGES_MAX: u64 = 1;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum HotPagesError {

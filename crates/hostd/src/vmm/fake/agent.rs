@@ -46,10 +46,10 @@ pub(super) async fn serve(stream: DuplexStream, core: &Arc<Core>) {
     stand_still_if_so(core).await;
     let (mut read, write) = tokio::io::split(stream);
     let writer = Arc::new(Mutex::new(write));
-    send(&writer, &Event::Hello { protocol: PROTOCOL }).await;
     let mut frames = FrameReader::new(REQUEST_FRAME_LEN_MAX);
     let first = next_request(&mut read, &mut frames).await;
     take_time(&core.world.renewal_time_ms).await;
+    send(&writer, &Event::Hello { protocol: PROTOCOL }).await;
     match first {
         Some(Request::Renew(renewal)) if !core.refuses_renewal() => {
             let mut guest = core.guest();
