@@ -39,17 +39,12 @@ impl Agent {
         loop {
             assert!(start.elapsed() < DEADLINE, "no agent; the console says:\n{}", console_of(vmm));
             let mut agent = Agent::open(vmm);
-            match agent.receive() {
-                Some(Event::Hello { protocol }) => assert_eq!(protocol, PROTOCOL),
-                Some(other) => panic!("{other:?}"),
+            match agent.renew(seed) {
+                Ok(()) => return agent,
                 // Nobody listens yet.
-                None => {
-                    std::thread::sleep(Duration::from_millis(100));
-                    continue;
-                }
+                Err(NoAnswer::Closed) => std::thread::sleep(Duration::from_millis(100)),
+                Err(other) => panic!("{other:?}"),
             }
-            agent.renew(seed).unwrap();
-            return agent;
         }
     }
 
@@ -58,12 +53,11 @@ impl Agent {
     pub fn connect_and_thaw(vmm: &Vmm, seed: u8) -> Agent {
         let mut agent = Agent::open(vmm);
         vmm.thaw();
-        agent.greet().unwrap();
         agent.renew(seed).unwrap();
         agent
     }
 
-    /// Connects, and waits for nothing. [`Agent::greet`] and [`Agent::renew`] come next.
+    /// Connects, and waits for nothing. [`Agent::renew`] comes next.
     pub fn open(vmm: &Vmm) -> Agent {
         let (ours, theirs) = UnixStream::pair().unwrap();
         vmm.connect(AGENT_PORT, &OwnedFd::from(theirs));
@@ -116,14 +110,6 @@ impl Agent {
         self.receive().is_none()
     }
 
-    /// Waits for the agent's first word.
-    pub fn greet(&mut self) -> Result<(), NoAnswer> {
-        match self.next_event()? {
-            Event::Hello { protocol: PROTOCOL } => Ok(()),
-            other => Err(NoAnswer::Unexpected(other)),
-        }
-    }
-
     pub fn renew(&mut self, seed: u8) -> Result<(), NoAnswer> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
         self.send(&Request::Renew(Renewal {
@@ -131,9 +117,14 @@ impl Agent {
             unix_time_ns: u64::try_from(now.as_nanos()).unwrap(),
             hostname: format!("guest-{seed}"),
         }))?;
-        match self.next_event()? {
-            Event::Renewed { .. } => Ok(()),
-            other => Err(NoAnswer::Unexpected(other)),
+        self.confirm()
+    }
+
+    /// Waits for the answer to a renewal, which greets too.
+    pub fn confirm(&mut self) -> Result<(), NoAnswer> {
+        match (self.next_event()?, self.next_event()?) {
+            (Event::Hello { protocol: PROTOCOL }, Event::Renewed { .. }) => Ok(()),
+            (Event::Hello { protocol: PROTOCOL }, other) | (other, _) => Err(NoAnswer::Unexpected(other)),
         }
     }
 

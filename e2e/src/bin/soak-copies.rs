@@ -80,7 +80,6 @@ fn run(copy: &Vmm, number: u32, x: u32) -> Result<(), String> {
 }
 
 fn first_answer(agent: &mut Agent, seed: u8) -> Result<String, (&'static str, NoAnswer)> {
-    agent.greet().map_err(|error| ("greeting", error))?;
     agent.renew(seed).map_err(|error| ("renewal", error))?;
     agent.exec(Language::Python, "print(x)").map_err(|error| ("first exec", error))
 }
@@ -90,9 +89,9 @@ fn wake(copy: &Vmm, silent: &mut Agent) -> &'static str {
     let mut second = Agent::open(copy);
     second.set_patience(SECOND_PATIENCE);
     silent.set_patience(SECOND_PATIENCE);
-    match (second.greet(), silent.greet()) {
+    match (second.renew(0), silent.confirm()) {
         (_, Ok(()) | Err(NoAnswer::Unexpected(_))) => "A second connection has woken it: the answer came.",
-        (Ok(()), Err(_)) => "A second connection was greeted; the first one stays silent.",
+        (Ok(()), Err(_)) => "A second connection was answered; the first one stays silent.",
         (Err(_), Err(_)) => "A second connection is not answered either.",
     }
 }
