@@ -111,13 +111,21 @@ impl Agent {
     }
 
     pub fn renew(&mut self, seed: u8) -> Result<(), NoAnswer> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
         self.send(&Request::Renew(Renewal {
             entropy: vec![seed; ENTROPY_LEN],
-            unix_time_ns: u64::try_from(now.as_nanos()).unwrap(),
+            unix_time_ns: unix_time_ns(),
             hostname: format!("guest-{seed}"),
         }))?;
         self.confirm()
+    }
+
+    /// Tells the time again.
+    pub fn set_clock(&mut self) -> Result<(), NoAnswer> {
+        self.send(&Request::SetClock { unix_time_ns: unix_time_ns() })?;
+        match self.next_event()? {
+            Event::ClockSet => Ok(()),
+            other => Err(NoAnswer::Unexpected(other)),
+        }
     }
 
     /// Waits for the answer to a renewal, which greets too.
@@ -162,4 +170,9 @@ impl Agent {
 
 fn console_of(vmm: &Vmm) -> String {
     String::from_utf8_lossy(&vmm.console()).into_owned()
+}
+
+#[expect(clippy::unwrap_used, reason = "a clock before 1970 must fail the test")]
+fn unix_time_ns() -> u64 {
+    u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos()).unwrap()
 }

@@ -21,7 +21,8 @@ pub struct TemplateCapacity {
     /// The template has booted: its sandboxes can be created.
     pub available: bool,
     /// The template's guest has given its free memory back to the host, which Linux does in the first ten seconds after
-    /// a boot. Sandboxes that were created before do it by themselves, beside what they are to do.
+    /// a boot. Sandboxes that were created before do it by themselves, beside what they are to do. Stays false where that
+    /// failed, and the host's log says why.
     pub rested: bool,
     /// Pages of 4 KiB that every copy brings in before it runs, because a trial copy has touched them. 0 when the host
     /// could not learn them, and its log says why: then every copy takes a few times as long.

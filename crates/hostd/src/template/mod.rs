@@ -8,7 +8,6 @@ use crate::sandbox::agent::{AgentConnection, AgentError};
 use crate::vmm::{BootSpec, Ending, Fork, Machine, Pending, Vmm, VmmError};
 use podflare_wire::control::BootConfig;
 use podflare_wire::guest::{AGENT_PORT, Event, ExecId, Language, Request};
-pub use rest::RestError;
 use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,10 +1,9 @@
 //! A template that its guest has come to rest in.
 //!
 //! Two seconds after its start Linux begins to report the memory that it has free, in rounds two seconds apart. A
-//! template that is frozen before has every copy do it again: 0.1 s of CPU time each, and 2 MiB of the kernel's
-//! records of pages that no two copies share any more. To wait for it would make the host's start the longer by
-//! ten seconds. So sandboxes are made of the template as it booted while a copy of it, which nobody uses, comes to
-//! rest; from then on they are made of that one.
+//! template that is frozen before has every copy do it again, for 0.1 s of CPU time under emulation. To wait for it
+//! would make the host's start the longer by ten seconds. So sandboxes are made of the template as it booted while a
+//! copy of it, which nobody uses, comes to rest; from then on they are made of that one.
 
 use super::{SettleError, Template, learn_hot_pages};
 use crate::vmm::{Fork, Machine, VmmError};
@@ -21,18 +20,10 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 const LOOK_PAUSE: Duration = Duration::from_millis(500);
 
-#[derive(Debug, thiserror::Error)]
-pub enum RestError {
-    #[error("The machine did not do what it was told")]
-    Vmm(#[from] VmmError),
-    #[error("The trial copy of the rested machine failed")]
-    Trial(#[from] SettleError),
-}
-
 impl Template {
     /// A template as this one, whose guest has come to rest; `None` if its guest reports nothing. Takes ten
     /// seconds, most of them asleep. This one is of use all the while.
-    pub async fn rest(&self) -> Result<Option<Template>, RestError> {
+    pub async fn rest(&self) -> Result<Option<Template>, SettleError> {
         if self.machine.reported_bytes().await?.is_none() {
             return Ok(None);
         }
@@ -42,7 +33,7 @@ impl Template {
             machine.thaw().await?;
             until_nothing_is_reported(&*machine).await?;
             machine.freeze().await?;
-            Ok(learn_hot_pages(&*machine).await?)
+            learn_hot_pages(&*machine).await
         };
         match rest.await {
             Ok(hot_pages) => {

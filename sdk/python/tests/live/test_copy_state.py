@@ -16,8 +16,8 @@ pytestmark = pytest.mark.live
 HOLDING = """
     import fcntl, json, os, socket, subprocess, sys, threading
 
-    os.makedirs("/tmp/work", exist_ok=True)
-    os.chdir("/tmp/work")
+    os.makedirs("/tmp/holding", exist_ok=True)
+    os.chdir("/tmp/holding")
     os.environ["HELD"] = "in the environment"
     os.umask(0o027)
 
@@ -60,7 +60,7 @@ HOLDING = """
     connection = connected()
     tcp = socket.create_server(("127.0.0.1", 7002))
     unix = socket.socket(socket.AF_UNIX)
-    unix.bind("/tmp/work/listener")
+    unix.bind("/tmp/holding/listener")
     unix.listen()
 
     def accepts(listener):
@@ -101,7 +101,7 @@ HELD = """
 """
 
 EXPECTED = {
-    "directory": "/tmp/work",
+    "directory": "/tmp/holding",
     "environment": "in the environment",
     "umask": 0o027,
     "unsynced file": "not yet on the disk",
@@ -126,7 +126,7 @@ def test_copies_hold_what_their_source_held(sandbox: Sandbox) -> None:
         assert held == [EXPECTED] * 3
         # What was in the page cache at the fork is the copy's to write.
         bash(children[0], "sync; echo 3 > /proc/sys/vm/drop_caches")
-        assert bash(children[0], "cat /tmp/work/unsynced") == "not yet on the disk"
+        assert bash(children[0], "cat /tmp/holding/unsynced") == "not yet on the disk"
 
 
 def test_a_bash_that_a_fork_meets_runs_to_its_end_in_each_copy(sandbox: Sandbox) -> None:
