@@ -120,6 +120,7 @@ fn wait_running(running: &Running) -> Result<bool, ServeError> {
             match wake {
                 Wake::Connection { host_port, events } => running.host_ready(host_port, events),
                 Wake::Round => running.serve_all_queues(),
+                Wake::Tap => running.tap_ready(),
                 Wake::Control | Wake::VcpuEnded => {}
             }
         }
@@ -201,7 +202,10 @@ fn when_frozen(
             Ok((own, layer)) => fork_frozen(*frozen, own, layer),
             Err(reason) => refuse(Phase::Frozen(frozen), reason),
         },
-        Command::Thaw => thawed(frozen.thaw(channel.as_fd())),
+        Command::Thaw => match one_at_most(descriptors) {
+            Ok(tap) => thawed(frozen.thaw(channel.as_fd(), tap)),
+            Err(_) => refuse(Phase::Frozen(frozen), "a thaw takes one TAP interface or none"),
+        },
         Command::ThawRecording => match frozen.thaw_recording(channel.as_fd()) {
             Ok(running) => thawed(Ok(running)),
             Err(NotRecording::Frozen(frozen, error)) => refuse(Phase::Frozen(frozen), &chain(&error)),
@@ -313,6 +317,13 @@ fn copy_descriptors(descriptors: Vec<OwnedFd>) -> Result<(Channel, File), &'stat
     let [channel, layer] = <[OwnedFd; 2]>::try_from(descriptors)
         .map_err(|_| "a fork needs the copy's control channel and its disk layer")?;
     Ok((Channel::from_fd(channel), File::from(layer)))
+}
+
+fn one_at_most(descriptors: Vec<OwnedFd>) -> Result<Option<OwnedFd>, Vec<OwnedFd>> {
+    if descriptors.is_empty() {
+        return Ok(None);
+    }
+    <[OwnedFd; 1]>::try_from(descriptors).map(|[descriptor]| Some(descriptor))
 }
 
 fn files<const N: usize>(descriptors: Vec<OwnedFd>) -> Result<[File; N], Vec<OwnedFd>> {

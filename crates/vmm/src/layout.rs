@@ -45,11 +45,12 @@ pub(crate) enum VirtioSlot {
     Vsock,
     Rng,
     Balloon,
+    Net,
 }
 
 impl VirtioSlot {
-    pub(crate) const ALL: [VirtioSlot; 4] =
-        [VirtioSlot::Block, VirtioSlot::Vsock, VirtioSlot::Rng, VirtioSlot::Balloon];
+    pub(crate) const ALL: [VirtioSlot; 5] =
+        [VirtioSlot::Block, VirtioSlot::Vsock, VirtioSlot::Rng, VirtioSlot::Balloon, VirtioSlot::Net];
 
     pub(crate) fn address(self) -> u64 {
         VIRTIO_MMIO + self as u64 * VIRTIO_MMIO_LEN
@@ -79,7 +80,7 @@ mod tests {
             assert_eq!(VirtioSlot::at(slot.address() + 0x70), Some((slot, 0x70)));
         }
         assert_eq!(VirtioSlot::at(VIRTIO_MMIO - 1), None);
-        assert_eq!(VirtioSlot::at(VIRTIO_MMIO + 4 * VIRTIO_MMIO_LEN), None);
+        assert_eq!(VirtioSlot::at(VIRTIO_MMIO + 5 * VIRTIO_MMIO_LEN), None);
         assert_eq!(VirtioSlot::at(u64::MAX), None);
     }
 }

@@ -14,6 +14,7 @@
 use crate::copy::{CopyError, Side, copy_process};
 use crate::devices::Devices;
 use crate::devices::virtio::block::disk::DiskError;
+use crate::devices::virtio::net::Net;
 use crate::devices::virtio::vsock::{ConnectError, host_port_of};
 use crate::hot_pages::recorder::{Permission, RecordError, Recorder};
 use crate::hot_pages::{HotPages, HotPagesError};
@@ -78,6 +79,8 @@ pub(crate) enum NotRecording {
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ThawError {
+    #[error("Could not use the TAP interface")]
+    Tap(#[source] std::io::Error),
     #[error("Could not record which pages are touched")]
     Record(#[from] RecordError),
     #[error("Could not make the virtual machine")]
@@ -126,6 +129,7 @@ pub(crate) enum Wake {
     Control,
     VcpuEnded,
     Round,
+    Tap,
     Connection { host_port: u32, events: EventSet },
 }
 
@@ -157,7 +161,7 @@ pub(crate) struct ForkTimes {
     pub(crate) fork_us: u64,
 }
 
-/// Below the tokens of connections.
+/// Below the tokens of the network card and of connections.
 const WAKE_CONTROL: u64 = 1;
 const WAKE_VCPU_ENDED: u64 = 2;
 const WAKE_ROUND: u64 = 3;
@@ -227,6 +231,11 @@ impl Running {
     /// Moves bytes between a connection's host side and the guest.
     pub(crate) fn host_ready(&self, host_port: u32, events: EventSet) {
         self.signals.settle(self.body.devices.host_ready(host_port, events));
+    }
+
+    /// Moves frames from the TAP interface to the guest.
+    pub(crate) fn tap_ready(&self) {
+        self.signals.settle(self.body.devices.tap_ready());
     }
 
     /// Serves what waits in any queue, for one round; what is left is another [`Wake::Round`].
@@ -341,9 +350,20 @@ impl Frozen {
         Ok((running, thawed))
     }
 
-    /// Makes the machine run: a new KVM VM over the same memory. The mirror of `boot`.
-    pub(crate) fn thaw(self, control: BorrowedFd<'_>) -> Result<(Running, Thawed), (Box<Frozen>, ThawError)> {
-        self.thaw_with(control, Platform::build)
+    /// Makes the machine run: a new KVM VM over the same memory, and its network card plugged in. The mirror of
+    /// `boot`.
+    pub(crate) fn thaw(
+        self,
+        control: BorrowedFd<'_>,
+        tap: Option<OwnedFd>,
+    ) -> Result<(Running, Thawed), (Box<Frozen>, ThawError)> {
+        if let Some(tap) = tap
+            && let Err(error) = self.body.devices.attach_tap(tap)
+        {
+            return Err((Box::new(self), ThawError::Tap(error)));
+        }
+        let thawed = self.thaw_with(control, Platform::build);
+        thawed.inspect_err(|(frozen, _)| frozen.body.devices.detach_tap())
     }
 
     fn thaw_with(
@@ -449,6 +469,7 @@ fn wake_of(event: EpollEvent) -> Wake {
         WAKE_CONTROL => Wake::Control,
         WAKE_VCPU_ENDED => Wake::VcpuEnded,
         WAKE_ROUND => Wake::Round,
+        Net::TOKEN => Wake::Tap,
         token => Wake::Connection { host_port: host_port_of(token), events: event.event_set() },
     }
 }

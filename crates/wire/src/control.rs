@@ -27,7 +27,8 @@ pub enum Command {
     /// Copies the microVM, running or frozen. A running one is paused while it is copied and goes on.
     /// The copy is frozen. Descriptors: the copy's control socket, the copy's disk layer (empty).
     Fork,
-    /// Makes a frozen microVM run. Everything that was connected to it before the fork is reset.
+    /// Makes a frozen microVM run. Everything that was connected to it before the fork is reset. Descriptor,
+    /// unless the microVM is to have no network: a TAP interface of its own, with virtio headers of 12 bytes.
     Thaw,
     /// Like `Thaw`, but slowly: it notes which pages of memory the guest touches, for `ReadHotPages`. The
     /// microVM can be neither forked nor frozen any more, and ends if it fails after it was allowed to record.

@@ -19,6 +19,7 @@ use virtio::balloon::Balloon;
 use virtio::block::Block;
 use virtio::block::disk::{Disk, DiskError};
 use virtio::mmio::MmioTransport;
+use virtio::net::Net;
 use virtio::rng::Rng;
 use virtio::vsock::{ConnectError, Vsock};
 use vmm_sys_util::epoll::{Epoll, EventSet};
@@ -32,6 +33,7 @@ pub(crate) struct Devices {
     /// The machine is being brought to a stand: rounds of long requests end early.
     pausing: Arc<AtomicBool>,
     balloon: Mutex<MmioTransport<Balloon>>,
+    net: Mutex<MmioTransport<Net>>,
 }
 
 /// What is left to do after a device was called.
@@ -63,6 +65,7 @@ impl Devices {
             rng: Mutex::new(MmioTransport::new(Rng::new(), memory.clone())),
             pausing,
             balloon: Mutex::new(MmioTransport::new(Balloon::new(), memory.clone())),
+            net: Mutex::new(MmioTransport::new(Net::new(), memory.clone())),
         }
     }
 
@@ -72,6 +75,7 @@ impl Devices {
             Some((VirtioSlot::Vsock, offset)) => lock(&self.vsock).read(offset, data),
             Some((VirtioSlot::Rng, offset)) => lock(&self.rng).read(offset, data),
             Some((VirtioSlot::Balloon, offset)) => lock(&self.balloon).read(offset, data),
+            Some((VirtioSlot::Net, offset)) => lock(&self.net).read(offset, data),
             None => data.fill(0xff),
         }
     }
@@ -83,6 +87,7 @@ impl Devices {
             VirtioSlot::Vsock => lock(&self.vsock).write(offset, data),
             VirtioSlot::Rng => lock(&self.rng).write(offset, data),
             VirtioSlot::Balloon => lock(&self.balloon).write(offset, data),
+            VirtioSlot::Net => lock(&self.net).write(offset, data),
         };
         Due::of(slot, served)
     }
@@ -106,12 +111,13 @@ impl Devices {
     }
 
     /// Serves what waits in any queue, for one round.
-    pub(crate) fn serve_all_queues(&self) -> [Due; 4] {
+    pub(crate) fn serve_all_queues(&self) -> [Due; 5] {
         [
             Due::of(VirtioSlot::Block, lock(&self.block).serve_all_queues()),
             Due::of(VirtioSlot::Vsock, lock(&self.vsock).serve_all_queues()),
             Due::of(VirtioSlot::Rng, lock(&self.rng).serve_all_queues()),
             Due::of(VirtioSlot::Balloon, lock(&self.balloon).serve_all_queues()),
+            Due::of(VirtioSlot::Net, lock(&self.net).serve_all_queues()),
         ]
     }
 
@@ -132,8 +138,27 @@ impl Devices {
         self.deliver()
     }
 
-    /// Where the host sides of connections are watched; nowhere while the machine is frozen.
+    /// Plugs the network card into a TAP interface. Frames wait for [`Devices::serve_all_queues`].
+    pub(crate) fn attach_tap(&self, tap: OwnedFd) -> std::io::Result<()> {
+        lock(&self.net).device_mut().attach(tap)
+    }
+
+    pub(crate) fn detach_tap(&self) {
+        lock(&self.net).device_mut().detach();
+    }
+
+    /// The TAP interface has frames.
+    pub(crate) fn tap_ready(&self) -> Due {
+        Due::of(VirtioSlot::Net, lock(&self.net).with_queues(Net::deliver))
+    }
+
+    /// Where the host sides of connections and the TAP interface are watched; nowhere while the machine is frozen,
+    /// which has no TAP interface.
     pub(crate) fn set_poller(&self, poller: Option<Arc<Epoll>>) {
+        if poller.is_none() {
+            self.detach_tap();
+        }
+        lock(&self.net).device_mut().set_poller(poller.clone());
         lock(&self.vsock).device_mut().set_poller(poller);
     }
 
@@ -148,8 +173,9 @@ impl Devices {
         lock(&self.block).device_mut().disk_mut().seal()
     }
 
-    /// In the copy: its own disk layer, and none of the source's connections.
+    /// In the copy: its own disk layer, and none of the source's connections and frames.
     pub(crate) fn become_copy(&self, layer: File) -> Result<(), DiskError> {
+        lock(&self.net).device_mut().let_go_of_inherited();
         lock(&self.vsock).device_mut().reset_inherited();
         lock(&self.block).device_mut().disk_mut().adopt_layer(layer)
     }

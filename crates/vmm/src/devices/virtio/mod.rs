@@ -8,6 +8,7 @@
 pub(crate) mod balloon;
 pub(crate) mod block;
 pub(crate) mod mmio;
+pub(crate) mod net;
 pub(crate) mod rng;
 pub(crate) mod vsock;
 
