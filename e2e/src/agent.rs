@@ -4,10 +4,12 @@ use crate::vmm::Vmm;
 use crate::wait::DEADLINE;
 use podflare_wire::codec::{FrameReader, encode_frame};
 use podflare_wire::guest::{
-    AGENT_PORT, ENTROPY_LEN, Event, ExecId, Language, OutputStream, PROTOCOL, Renewal, Request,
+    AGENT_PORT, ENTROPY_LEN, Event, ExecId, Language, NetworkIdentity, OutputStream, PROTOCOL, Renewal,
+    Request,
 };
 use podflare_wire::limits::EVENT_FRAME_LEN_MAX;
 use std::io::{ErrorKind, Read, Write};
+use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -115,6 +117,12 @@ impl Agent {
             entropy: vec![seed; ENTROPY_LEN],
             unix_time_ns: unix_time_ns(),
             hostname: format!("guest-{seed}"),
+            // Its card is plugged into nothing; a copy gets another address all the same.
+            network: Some(NetworkIdentity {
+                mac: [2, 0, 198, 18, 1, seed],
+                address: Ipv4Addr::new(198, 18, 1, seed),
+                gateway: Ipv4Addr::new(198, 18, 0, 1),
+            }),
         }))?;
         self.confirm()
     }

@@ -11,6 +11,8 @@ mod exec;
 mod init;
 mod initramfs;
 mod loopback;
+mod netlink;
+mod network;
 mod output;
 mod renew;
 mod serve;
@@ -62,7 +64,7 @@ fn serve(socket: Option<&Path>, home: &Path) -> anyhow::Result<std::convert::Inf
             Workplace::new(home).with_context(|| format!("Could not enter {}", home.display()))?;
         Ok(match socket {
             Some(_) => serve::serve(&listener, SharedKernel, workplace).await?,
-            None => serve::serve(&listener, OwnKernel, workplace).await?,
+            None => serve::serve(&listener, OwnKernel::default(), workplace).await?,
         })
     })
 }

@@ -1,11 +1,12 @@
-//! Makes a copied machine its own: kernel entropy, wall clock, host name, machine id. The first failure
-//! ends it.
+//! Makes a copied machine its own: kernel entropy, wall clock, host name, machine id, network. The first
+//! failure ends it.
 //!
 //! Not renewed, on purpose: `/etc/hostname`. Nothing reads it after boot, and the write would cost
 //! every copy a block of its own. The machine id lies in memory (see `init`).
 
 use crate::entropy;
-use podflare_wire::guest::{ENTROPY_LEN, Renewal};
+use crate::network;
+use podflare_wire::guest::{ENTROPY_LEN, NetworkIdentity, Renewal};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::rand::{GetRandomFlags, getrandom};
@@ -39,6 +40,8 @@ pub(crate) enum RenewError {
     Hostname(Errno),
     #[error("Could not draw a machine id: {0}")]
     MachineId(Errno),
+    #[error("Could not give the machine its place in the network: {0}")]
+    Network(Errno),
 }
 
 /// What a renewal changes outside this process.
@@ -49,11 +52,16 @@ pub(crate) trait Machine {
     fn set_hostname(&mut self, hostname: &str) -> Result<(), Errno>;
     /// 32 hexadecimal digits. Fails where there is no such file, which is for the caller to judge.
     fn set_machine_id(&mut self, id: &str) -> Result<(), Errno>;
+    /// Resets the connections that the machine had as somebody else.
+    fn set_network(&mut self, identity: &NetworkIdentity) -> Result<(), Errno>;
 }
 
 /// A microVM's kernel, which belongs to this agent alone.
-#[derive(Debug)]
-pub(crate) struct OwnKernel;
+#[derive(Debug, Default)]
+pub(crate) struct OwnKernel {
+    /// What the machine is in the network, since this agent has made it that.
+    network: Option<NetworkIdentity>,
+}
 
 /// A development machine. Its kernel was not copied and is not this agent's to change.
 #[derive(Debug)]
@@ -86,6 +94,12 @@ impl Machine for OwnKernel {
         rustix::io::pwrite(&file, format!("{id}\n").as_bytes(), 0)?;
         Ok(())
     }
+
+    fn set_network(&mut self, identity: &NetworkIdentity) -> Result<(), Errno> {
+        network::renew(identity, self.network.as_ref())?;
+        self.network = Some(*identity);
+        Ok(())
+    }
 }
 
 impl Machine for SharedKernel {
@@ -108,6 +122,10 @@ impl Machine for SharedKernel {
     fn set_machine_id(&mut self, _: &str) -> Result<(), Errno> {
         Ok(())
     }
+
+    fn set_network(&mut self, _: &NetworkIdentity) -> Result<(), Errno> {
+        Ok(())
+    }
 }
 
 /// Everything of a renewal but the REPL's own generators.
@@ -125,6 +143,9 @@ pub(crate) fn renew(machine: &mut impl Machine, renewal: &Renewal) -> Result<(),
     let id = draw_machine_id().map_err(RenewError::MachineId)?;
     // Where the user's code has taken the file away, nobody is to be told apart by it.
     machine.set_machine_id(&id).ok();
+    if let Some(identity) = &renewal.network {
+        machine.set_network(identity).map_err(RenewError::Network)?;
+    }
     Ok(())
 }
 
@@ -164,6 +185,7 @@ fn timespec(unix_time_ns: u64) -> Result<Timespec, RenewError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::net::Ipv4Addr;
 
     #[derive(Debug, Default)]
     struct FakeMachine {
@@ -204,6 +226,10 @@ mod tests {
             self.ids.push(id.to_owned());
             self.step("machine id of digits:", &id.len().to_string())
         }
+
+        fn set_network(&mut self, identity: &NetworkIdentity) -> Result<(), Errno> {
+            self.step("network", &identity.address.to_string())
+        }
     }
 
     fn renewal() -> Renewal {
@@ -211,15 +237,33 @@ mod tests {
             entropy: vec![7; ENTROPY_LEN],
             unix_time_ns: 1_700_000_000_000_000_042,
             hostname: "pod".into(),
+            network: Some(NetworkIdentity {
+                mac: [2, 0, 198, 18, 0, 9],
+                address: Ipv4Addr::new(198, 18, 0, 9),
+                gateway: Ipv4Addr::new(198, 18, 0, 1),
+            }),
         }
     }
 
     #[test]
-    fn a_renewal_sets_entropy_clock_host_name_and_machine_id() {
+    fn a_renewal_sets_entropy_clock_host_name_machine_id_and_network() {
         let mut machine = FakeMachine::default();
         renew(&mut machine, &renewal()).unwrap();
-        let done = ["entropy 7", "clock 1700000000.000000042", "hostname pod", "machine id of digits: 32"];
+        let done = [
+            "entropy 7",
+            "clock 1700000000.000000042",
+            "hostname pod",
+            "machine id of digits: 32",
+            "network 198.18.0.9",
+        ];
         assert_eq!(machine.done, done);
+    }
+
+    #[test]
+    fn a_host_without_a_network_changes_nothing_of_the_machines() {
+        let mut machine = FakeMachine::default();
+        renew(&mut machine, &Renewal { network: None, ..renewal() }).unwrap();
+        assert_eq!(machine.done.last().unwrap(), "machine id of digits: 32");
     }
 
     #[test]
@@ -238,6 +282,7 @@ mod tests {
             ("entropy", RenewError::Entropy(Errno::PERM), 0),
             ("clock", RenewError::Clock(Errno::PERM), 1),
             ("hostname", RenewError::Hostname(Errno::PERM), 2),
+            ("network", RenewError::Network(Errno::PERM), 4),
         ] {
             let mut machine = FakeMachine { fails_at: Some(fails_at), ..FakeMachine::default() };
             assert_eq!(renew(&mut machine, &renewal()), Err(error));

@@ -5,12 +5,13 @@
 //! connection replaces an older one; executions go on without their reader.
 
 use serde::{Deserialize, Serialize};
+use std::net::Ipv4Addr;
 
 /// The agent's vsock port.
 pub const AGENT_PORT: u32 = 5555;
 
 /// Changes with every change of this file; hostd refuses an agent of another version.
-pub const PROTOCOL: u32 = 3;
+pub const PROTOCOL: u32 = 4;
 
 /// Bytes of fresh entropy that a renewal carries.
 pub const ENTROPY_LEN: usize = 64;
@@ -58,6 +59,17 @@ pub struct Renewal {
     /// Wall clock, nanoseconds since 1970-01-01 UTC. It is late by as long as this message travels.
     pub unix_time_ns: u64,
     pub hostname: String,
+    /// The copy's place in the network; `None` where the host has no network for its sandboxes.
+    pub network: Option<NetworkIdentity>,
+}
+
+/// What a guest is in the network. It reaches nobody but its gateway, which also answers its DNS questions, and
+/// whoever the gateway lets it reach.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkIdentity {
+    pub mac: [u8; 6],
+    pub address: Ipv4Addr,
+    pub gateway: Ipv4Addr,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]

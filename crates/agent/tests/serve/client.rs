@@ -220,6 +220,7 @@ pub(crate) fn renew_request() -> Request {
         entropy: vec![7; ENTROPY_LEN],
         unix_time_ns: 1_700_000_000_000_000_000,
         hostname: "sandbox".into(),
+        network: None,
     })
 }
 

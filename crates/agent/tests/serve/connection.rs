@@ -45,7 +45,7 @@ fn nothing_is_said_on_a_connection_before_it_is_asked_something() {
 fn a_renewal_that_cannot_be_done_closes_the_connection() {
     let agent = Agent::start();
     let mut client = agent.connect();
-    let renewal = Renewal { entropy: vec![7; 3], unix_time_ns: 0, hostname: "sandbox".into() };
+    let renewal = Renewal { entropy: vec![7; 3], unix_time_ns: 0, hostname: "sandbox".into(), network: None };
     client.send(&Request::Renew(renewal));
     check_fails(client, "bytes of entropy");
 }

@@ -162,7 +162,7 @@ impl AgentConnection {
 fn renewal(hostname: &str) -> Result<Renewal, AgentError> {
     let mut entropy = vec![0; ENTROPY_LEN];
     getrandom::fill(&mut entropy)?;
-    Ok(Renewal { entropy, unix_time_ns: unix_time_ns(), hostname: hostname.to_owned() })
+    Ok(Renewal { entropy, unix_time_ns: unix_time_ns(), hostname: hostname.to_owned(), network: None })
 }
 
 fn unix_time_ns() -> u64 {

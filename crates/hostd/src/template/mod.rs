@@ -26,11 +26,14 @@ const GIB: u64 = 1 << 30;
 /// cannot tell a guest that hangs from one that its host has not run; no pressure averages, no compaction ahead
 /// of need, and rarer statistics: each would wake an idle guest, some of them twice a second. What is freed
 /// goes back to the allocator, and so to the host, at once: left alone the kernel keeps an eighth of its
-/// memory on lists of each processor. Programs get huge pages where they ask for them.
+/// memory on lists of each processor. Programs get huge pages where they ask for them. The table of connections is
+/// as large as a sandbox needs, because every copy looks through it; and the network card has no IPv6, for which the
+/// kernel would ask again and again.
 const COMMAND_LINE: &str = "console=ttyS0 reboot=t panic=-1 quiet rdinit=/init random.trust_cpu=on \
     8250.nr_uarts=1 i8042.noaux i8042.nokbd \
     nowatchdog tsc=nowatchdog psi=0 sysctl.vm.compaction_proactiveness=0 sysctl.vm.stat_interval=60 \
-    sysctl.vm.percpu_pagelist_high_fraction=1024 transparent_hugepage=madvise";
+    sysctl.vm.percpu_pagelist_high_fraction=1024 transparent_hugepage=madvise \
+    thash_entries=1024 sysctl.net.ipv6.conf.default.disable_ipv6=1";
 
 /// The template's own hostname; no sandbox has it.
 const HOSTNAME: &str = "template";
