@@ -8,5 +8,6 @@ pub mod checkpoint;
 pub mod error;
 pub mod exec;
 pub mod id;
+pub mod network;
 pub mod openapi;
 pub mod sandbox;

@@ -1,6 +1,7 @@
 //! Making, copying, merging and looking at sandboxes.
 
 use crate::id::{CheckpointId, SandboxId};
+use crate::network::Egress;
 use serde::{Deserialize, Serialize};
 
 /// The most children of one fork.
@@ -17,7 +18,8 @@ pub struct CreateSandbox {
     pub ram_mib: Option<u32>,
     pub rootfs_gb: Option<u32>,
     pub persistent: Option<bool>,
-    pub egress: Option<bool>,
+    /// What the sandbox may reach; everything public if it is left out.
+    pub egress: Option<Egress>,
 }
 
 /// The answer to a create: what the sandbox really has, where that may differ from what was asked.
@@ -32,7 +34,8 @@ pub struct SandboxCreated {
     pub timeout_seconds: u64,
     pub idle_timeout_seconds: u64,
     pub persistent: bool,
-    pub egress: bool,
+    /// `false` also on a host that has no network for its sandboxes.
+    pub egress: Egress,
 }
 
 /// What a sandbox is doing. Only `Ready` ones are listed.
@@ -45,7 +48,7 @@ pub enum SandboxState {
 /// `GET /v1/sandboxes/{id}`.
 ///
 /// A merge and a restore put another machine in a sandbox's place. What belongs to the id stays: `id`,
-/// `created_at_ms`, `parent` and both timeouts. All else tells of the machine that is there now.
+/// `created_at_ms`, `parent`, `egress` and both timeouts. All else tells of the machine that is there now.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct SandboxView {
     pub id: SandboxId,
@@ -72,6 +75,7 @@ pub struct SandboxView {
     pub executions: u64,
     pub timeout_seconds: u64,
     pub idle_timeout_seconds: u64,
+    pub egress: Egress,
 }
 
 /// `GET /v1/sandboxes`.

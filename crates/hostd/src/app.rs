@@ -3,10 +3,12 @@
 use crate::chain::chain;
 use crate::config::Settings;
 use crate::http::{self, limits::LONG_BODIES_MAX};
+use crate::network::Network;
+use crate::network::egress::Egress;
 use crate::pool::policy::Memory;
 use crate::pool::{self, Pool};
 use crate::sandbox::admission::Admission;
-use crate::sandbox::copies::{self, CopyError, CopyTimes, Limits, OwnCopy};
+use crate::sandbox::copies::{self, CopyError, CopyTimes, Limits, Means, OwnCopy};
 use crate::sandbox::registry::Registry;
 use crate::sandbox::state::EndCause;
 use crate::sandbox::{Identity, Lineage, Sandbox};
@@ -42,6 +44,7 @@ pub struct App {
     pub registry: Registry,
     pub pool: Pool,
     pub admission: Admission,
+    pub network: Network,
     /// One permit for each long request body that may be in memory.
     pub long_bodies: Semaphore,
     vmm: Arc<dyn Vmm>,
@@ -75,9 +78,10 @@ pub async fn run(
     listener: TcpListener,
     settings: Settings,
     vmm: Arc<dyn Vmm>,
+    network: Network,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), RunError> {
-    let app = App::new(settings, vmm);
+    let app = App::new(settings, vmm, network);
     let (stop, stopped) = oneshot::channel::<()>();
     let mut server = tokio::spawn(http::serve(listener, http::router(app.clone()), async {
         // An error means that the sender is gone, which is a reason to stop, too.
@@ -113,13 +117,14 @@ async fn stop_keeping(keeper: JoinHandle<BootError>) {
 }
 
 impl App {
-    pub fn new(settings: Settings, vmm: Arc<dyn Vmm>) -> Arc<App> {
+    pub fn new(settings: Settings, vmm: Arc<dyn Vmm>, network: Network) -> Arc<App> {
         let admission = Admission::of_this_host();
         Arc::new(App {
             registry: Registry::default(),
             pool: Pool::new(settings.pool_size as usize),
             slots: Arc::new(Semaphore::new(settings.sandboxes_max as usize)),
             vmm,
+            network,
             template: watch::Sender::new(Availability::Not(Cow::Borrowed("starting: the template boots"))),
             endings: Semaphore::new(ENDINGS_PER_PROCESSOR * admission.processors()),
             admission,
@@ -133,6 +138,7 @@ impl App {
         tokio::select! {
             error = keep_template(self) => error,
             never = pool::keep_filled(self) => match never {},
+            never = self.network.keep() => match never {},
         }
     }
 
@@ -157,13 +163,19 @@ impl App {
         })
     }
 
+    /// What copies are made with that may reach so much.
+    pub fn means<'a>(&'a self, egress: &'a Egress) -> Means<'a> {
+        Means { admission: &self.admission, network: &self.network, egress }
+    }
+
     /// A new sandbox without a lease.
     pub async fn copy_template(
         self: &Arc<App>,
         template: &Template,
+        egress: &Egress,
         limits: Limits,
     ) -> Result<(Sandbox, CopyTimes), CopyError> {
-        let (copy, times) = copies::copy_one(&*template.machine, limits, &self.admission).await?;
+        let (copy, times) = copies::copy_one(&*template.machine, limits, self.means(egress)).await?;
         let shape = template.shape.clone();
         let lineage = Lineage { shape, parent: None, checkpoint: None, generation: 1 };
         Ok((self.launch(copy, lineage), times))
@@ -284,7 +296,7 @@ async fn keep_until_lost(app: &Arc<App>, mut template: Arc<Template>) -> Arc<End
 
 async fn boot(app: &Arc<App>) -> Result<Arc<Template>, BootError> {
     let begun = Instant::now();
-    let template = Arc::new(template::boot(&*app.vmm, &app.settings).await?);
+    let template = Arc::new(template::boot(&*app.vmm, &app.settings, app.network.template_identity()).await?);
     app.template.send_replace(Availability::Ready(template.clone()));
     tracing::info!(took_ms = begun.elapsed().as_millis(), "The template is ready");
     Ok(template)

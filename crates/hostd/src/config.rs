@@ -1,5 +1,7 @@
 //! Settings: from arguments and the environment, once; nothing else reads either.
 
+use crate::network::dns::Upstreams;
+use crate::network::egress::Cidr;
 use crate::sandbox::state::{Terms, TermsOffered};
 use clap::builder::{FalseyValueParser, RangedU64ValueParser};
 use clap::{ArgAction, Parser, ValueEnum};
@@ -15,6 +17,20 @@ const SECONDS_MAX: u64 = 10 * 365 * 24 * 3600;
 const VMM_PROGRAM: &str = "podflare-vmm";
 
 const VCPUS: u8 = 2;
+
+/// Prefix lengths of the sandboxes' network: from 250 to a million addresses.
+const SUBNET_PREFIX_LENS: std::ops::RangeInclusive<u8> = 12..=24;
+
+fn subnet(text: &str) -> Result<Cidr, String> {
+    let subnet: Option<Cidr> = text.parse().ok();
+    subnet.filter(|subnet| SUBNET_PREFIX_LENS.contains(&subnet.prefix_len())).ok_or_else(|| {
+        format!(
+            "it must be an IPv4 network such as 198.18.0.0/16, its prefix length {} to {}",
+            SUBNET_PREFIX_LENS.start(),
+            SUBNET_PREFIX_LENS.end()
+        )
+    })
+}
 
 fn seconds() -> RangedU64ValueParser<u64> {
     RangedU64ValueParser::new().range(1..=SECONDS_MAX)
@@ -67,6 +83,18 @@ pub struct Arguments {
     /// Seconds that the template may take to boot
     #[arg(long, env = "PODFLARE_BOOT_TIMEOUT", default_value_t = 120, value_parser = seconds())]
     boot_timeout: u64,
+
+    /// Network that sandboxes have their addresses from: one that this host and its neighbours do not use
+    #[arg(long, env = "PODFLARE_SUBNET", default_value = "198.18.0.0/16", value_parser = subnet)]
+    subnet: Cidr,
+
+    /// Resolvers that sandboxes' DNS questions go to, as ADDRESS:PORT, separated by commas [default: this host's own]
+    #[arg(long, env = "PODFLARE_DNS", value_delimiter = ',')]
+    dns: Vec<SocketAddr>,
+
+    /// Give sandboxes no network, and need no rights for one
+    #[arg(long, env = "PODFLARE_NO_NETWORK", action = ArgAction::SetTrue, value_parser = FalseyValueParser::new())]
+    no_network: bool,
 
     /// Back guests' memory with transparent huge pages: forks are several times shorter
     #[arg(long, env = "PODFLARE_HUGE_PAGES", default_value = "1", action = ArgAction::Set, value_parser = FalseyValueParser::new())]
@@ -124,10 +152,18 @@ pub struct Settings {
     pub vcpus: u8,
     pub boot_timeout: Duration,
     pub huge_pages: bool,
+    pub network: NetworkSettings,
     pub terms: TermsOffered,
     pub heartbeat: Duration,
     pub log_format: LogFormat,
     pub log: String,
+}
+
+/// The sandboxes' network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NetworkSettings {
+    Off,
+    On { subnet: Cidr, upstreams: Upstreams },
 }
 
 /// More vCPUs than processors only wait for each other: with two on one, a guest's small tasks take twice
@@ -199,6 +235,13 @@ impl Arguments {
             vcpus: self.vcpus.unwrap_or_else(vcpus_for_this_host),
             boot_timeout: Duration::from_secs(self.boot_timeout),
             huge_pages: self.huge_pages,
+            network: if self.no_network {
+                NetworkSettings::Off
+            } else {
+                let upstreams =
+                    if self.dns.is_empty() { Upstreams::default() } else { Upstreams::These(self.dns) };
+                NetworkSettings::On { subnet: self.subnet, upstreams }
+            },
             terms,
             heartbeat: Duration::from_secs(self.heartbeat),
             log_format: self.log_format,

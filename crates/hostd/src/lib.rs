@@ -1,13 +1,15 @@
 //! The daemon of one host: the HTTP API on one side, machines on the other.
 //!
 //! Policy is pure (`sandbox/state.rs`, `pool/policy.rs`); one task owns each sandbox; machines are behind
-//! the [`vmm::Vmm`] trait, so all of it but `vmm/process` runs and is tested without KVM. Nothing is kept
-//! on disk: what belongs to a daemon that was killed ends by itself.
+//! the [`vmm::Vmm`] trait and the kernel's network behind [`network::driver::Driver`], so all of it but `vmm/process`
+//! and `network/linux` runs and is tested without KVM and without root. Nothing is kept on disk: what belongs to a daemon
+//! that was killed ends by itself.
 
 pub mod config;
 
 pub mod app;
 pub mod http;
+pub mod network;
 pub mod pool;
 pub mod sandbox;
 pub mod template;

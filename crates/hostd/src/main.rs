@@ -2,7 +2,10 @@
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use podflare_hostd::config::{Arguments, Authentication, LogFormat, Machines, Settings};
+use podflare_hostd::config::{Arguments, Authentication, LogFormat, Machines, NetworkSettings, Settings};
+use podflare_hostd::network::fake::FakeDriver;
+use podflare_hostd::network::linux::LinuxDriver;
+use podflare_hostd::network::{Network, dns, gateway_of};
 use podflare_hostd::vmm::Vmm;
 use podflare_hostd::vmm::fake::FakeVmm;
 use podflare_hostd::vmm::process::ProcessVmm;
@@ -49,8 +52,12 @@ async fn serve() -> Result<()> {
         tracing::info!("Shutting down");
     };
     tracing::info!(listen = %settings.listen, "Serving");
-    podflare_hostd::run(listener, settings, vmm, shutdown).await?;
-    Ok(())
+    let network = network(&settings).await;
+    let result = podflare_hostd::run(listener, settings, vmm, network.clone(), shutdown).await;
+    if network.is_there() {
+        network.close().await;
+    }
+    Ok(result?)
 }
 
 fn start_log(settings: &Settings) -> Result<()> {
@@ -74,6 +81,26 @@ fn machines(settings: &Settings) -> Result<Arc<dyn Vmm>> {
     let dir = &settings.state_dir;
     std::fs::create_dir_all(dir).with_context(|| format!("Could not make {}", dir.display()))?;
     Ok(Arc::new(ProcessVmm::new(program.clone(), dir)))
+}
+
+/// Sandboxes of a host that may not make a network have none; everything else works.
+async fn network(settings: &Settings) -> Network {
+    let NetworkSettings::On { subnet, upstreams } = &settings.network else { return Network::none() };
+    if settings.machines == Machines::Fake {
+        return Network::new(Box::new(FakeDriver::new(*subnet)));
+    }
+    match LinuxDriver::set_up(*subnet, gateway_of(*subnet)).await {
+        Ok((driver, sockets)) => {
+            let network = Network::new(Box::new(driver));
+            tokio::spawn(dns::serve(network.clone(), sockets, upstreams.clone()));
+            network
+        }
+        Err(error) => {
+            let error = anyhow::Error::new(error);
+            tracing::warn!(error = %format!("{error:#}"), "Sandboxes have no network");
+            Network::none()
+        }
+    }
 }
 
 /// Each sandbox takes a few descriptors, and each of its clients one.

@@ -11,6 +11,7 @@ use crate::sandbox::copies::CopyError;
 use crate::sandbox::create::CreateError;
 use crate::sandbox::fork::ForkError;
 use crate::sandbox::merge::MergeError;
+use crate::sandbox::network::SetEgressError;
 use crate::sandbox::ping::PingError;
 use crate::sandbox::registry::{FindCheckpointError, FindError};
 use crate::sandbox::restore::RestoreError;
@@ -140,7 +141,10 @@ impl From<CreateError> for ApiError {
             CreateError::NotReady { .. } => StatusCode::SERVICE_UNAVAILABLE,
             CreateError::NoSlot(error) => status_of_no_slot(error),
             CreateError::Busy(error) => return ApiError::busy(error),
-            CreateError::Copy(_) | CreateError::Ended => StatusCode::INTERNAL_SERVER_ERROR,
+            CreateError::Egress(_) => StatusCode::BAD_REQUEST,
+            CreateError::Copy(_) | CreateError::Ended | CreateError::Network(_) => {
+                StatusCode::INTERNAL_SERVER_ERROR
+            }
         };
         ApiError::new(status, &error)
     }
@@ -201,6 +205,19 @@ impl From<MergeError> for ApiError {
         let status = match &error {
             MergeError::SameSandbox => StatusCode::BAD_REQUEST,
             MergeError::Find(error) => status_of_find(error),
+            MergeError::Network(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        ApiError::new(status, &error)
+    }
+}
+
+impl From<SetEgressError> for ApiError {
+    fn from(error: SetEgressError) -> ApiError {
+        let status = match &error {
+            SetEgressError::Egress(_) => StatusCode::BAD_REQUEST,
+            SetEgressError::Find(error) => status_of_find(error),
+            SetEgressError::NoNetwork => StatusCode::CONFLICT,
+            SetEgressError::Network(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
         ApiError::new(status, &error)
     }

@@ -6,6 +6,7 @@ mod error;
 mod exec;
 mod json;
 pub(crate) mod limits;
+mod network;
 mod node;
 mod observe;
 mod origin;
@@ -17,7 +18,7 @@ use crate::app::App;
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::middleware::{from_fn, from_fn_with_state};
-use axum::routing::{get, post};
+use axum::routing::{get, post, put};
 use limits::{BODY_LEN_MAX, EXEC_BODY_LEN_MAX};
 use std::sync::Arc;
 
@@ -32,6 +33,8 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/sandboxes/{id}/merge_into/{winner}", post(sandboxes::merge_into))
         .route("/v1/sandboxes/{id}/checkpoints", post(checkpoints::take).get(checkpoints::list_of_sandbox))
         .route("/v1/sandboxes/{id}/restore", post(checkpoints::restore))
+        .route("/v1/sandboxes/{id}/network", get(network::view))
+        .route("/v1/sandboxes/{id}/egress", put(network::set_egress))
         .route("/v1/checkpoints", get(checkpoints::list))
         .route("/v1/checkpoints/{checkpoint}", get(checkpoints::inspect).delete(checkpoints::delete))
         .route("/v1/checkpoints/{checkpoint}/fork", post(checkpoints::fork))

@@ -75,7 +75,7 @@ pub(super) async fn merge_into(
     Ids((parent, winner)): Ids<(String, String)>,
 ) -> Result<(Extension<Phases>, StatusCode), ApiError> {
     let begun = Instant::now();
-    merge::merge_into(&app, &parent, &winner)?;
+    merge::merge_into(&app, &parent, &winner).await?;
     app.pool.activity.touch();
     Ok((Extension(Phases::default().with("swap", begun.elapsed())), StatusCode::NO_CONTENT))
 }

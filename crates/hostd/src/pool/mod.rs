@@ -8,6 +8,7 @@ pub mod policy;
 
 use crate::app::App;
 use crate::chain::chain;
+use crate::network::egress::Egress;
 use crate::sandbox::Sandbox;
 use crate::sandbox::copies::{CopyError, POOL_LIMITS};
 use crate::sandbox::state::EndCause;
@@ -220,7 +221,7 @@ enum StartError {
 /// Makes one member. It is in the pool, or ended, before this task can be cancelled again.
 async fn start(app: Arc<App>, template: Arc<Template>, turn: OwnedSemaphorePermit) -> Result<(), StartError> {
     let begun = Instant::now();
-    let (sandbox, _) = app.copy_template(&template, POOL_LIMITS).await?;
+    let (sandbox, _) = app.copy_template(&template, &Egress::On, POOL_LIMITS).await?;
     drop(turn);
     app.pool.lock().finish_start(sandbox, begun.elapsed());
     Ok(())

@@ -6,7 +6,7 @@ use crate::vmm::{GuestStream, VmmError};
 use bytes::{Buf, BytesMut};
 use futures_util::FutureExt;
 use podflare_wire::codec::{DecodeError, FrameReader, encode_frame};
-use podflare_wire::guest::{ENTROPY_LEN, Event, PROTOCOL, Renewal, ReplRenewal, Request};
+use podflare_wire::guest::{ENTROPY_LEN, Event, NetworkIdentity, PROTOCOL, Renewal, ReplRenewal, Request};
 use podflare_wire::limits::EVENT_FRAME_LEN_MAX;
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -50,6 +50,13 @@ pub enum AgentError {
     NotReading,
 }
 
+/// What a guest is to be from now on.
+#[derive(Debug, Clone)]
+pub struct GuestIdentity {
+    pub hostname: String,
+    pub network: Option<NetworkIdentity>,
+}
+
 /// A stream whose guest has confirmed that it is its own.
 pub struct AgentConnection {
     read: ReadHalf<Box<dyn GuestStream>>,
@@ -68,7 +75,10 @@ impl AgentConnection {
     ///
     /// The agent greets with its answer. On a busy host the time in the renewal may be old by then;
     /// [`AgentConnection::settle_clock`] comes next.
-    pub async fn renew(stream: Box<dyn GuestStream>, hostname: &str) -> Result<AgentConnection, AgentError> {
+    pub async fn renew(
+        stream: Box<dyn GuestStream>,
+        identity: &GuestIdentity,
+    ) -> Result<AgentConnection, AgentError> {
         let (read, write) = tokio::io::split(stream);
         let mut agent = AgentConnection {
             read,
@@ -80,7 +90,7 @@ impl AgentConnection {
             clock_late: Duration::ZERO,
         };
         let told = Instant::now();
-        agent.send(&Request::Renew(renewal(hostname)?));
+        agent.send(&Request::Renew(renewal(identity)?));
         match agent.next_event().await? {
             Event::Hello { protocol: PROTOCOL } => {}
             Event::Hello { protocol } => return Err(AgentError::Protocol { theirs: protocol }),
@@ -159,10 +169,11 @@ impl AgentConnection {
     }
 }
 
-fn renewal(hostname: &str) -> Result<Renewal, AgentError> {
+fn renewal(identity: &GuestIdentity) -> Result<Renewal, AgentError> {
     let mut entropy = vec![0; ENTROPY_LEN];
     getrandom::fill(&mut entropy)?;
-    Ok(Renewal { entropy, unix_time_ns: unix_time_ns(), hostname: hostname.to_owned(), network: None })
+    let GuestIdentity { hostname, network } = identity.clone();
+    Ok(Renewal { entropy, unix_time_ns: unix_time_ns(), hostname, network })
 }
 
 fn unix_time_ns() -> u64 {
@@ -181,6 +192,10 @@ mod tests {
     use super::*;
     use podflare_wire::guest::ExecId;
 
+    fn identity() -> GuestIdentity {
+        GuestIdentity { hostname: "sbx-1".to_owned(), network: None }
+    }
+
     /// An agent that says these things and takes nothing.
     async fn renew_with(says: &[Event]) -> Result<AgentConnection, AgentError> {
         let (ours, mut theirs) = tokio::io::duplex(64 * 1024);
@@ -188,7 +203,7 @@ mod tests {
             theirs.write_all(&encode_frame(event)).await.unwrap();
         }
         theirs.shutdown().await.unwrap();
-        AgentConnection::renew(Box::new(ours), "sbx-1").await
+        AgentConnection::renew(Box::new(ours), &identity()).await
     }
 
     #[tokio::test]
@@ -214,7 +229,7 @@ mod tests {
         let (ours, mut theirs) = tokio::io::duplex(1024);
         theirs.write_all(&encode_frame(&Event::Hello { protocol: PROTOCOL })).await.unwrap();
         theirs.write_all(&encode_frame(&Event::Renewed { repl: ReplRenewal::Done })).await.unwrap();
-        let mut agent = AgentConnection::renew(Box::new(ours), "sbx-1").await.unwrap();
+        let mut agent = AgentConnection::renew(Box::new(ours), &identity()).await.unwrap();
         let code = "x".repeat(CODE_QUEUED_LEN_MAX / 2);
         let language = podflare_wire::guest::Language::Python;
         for exec in 0..3 {
@@ -235,7 +250,7 @@ mod tests {
             read.read_to_end(&mut bytes).await.unwrap();
             bytes
         });
-        let mut agent = AgentConnection::renew(Box::new(ours), "sbx-1").await.unwrap();
+        let mut agent = AgentConnection::renew(Box::new(ours), &identity()).await.unwrap();
         let code = "x".repeat(10_000);
         let request =
             Request::Exec { exec: ExecId(1), language: podflare_wire::guest::Language::Python, code };

@@ -5,9 +5,11 @@
 //! life in turn, as many at once as the host has processors.
 
 use super::admission::Admission;
-use super::agent::{AgentConnection, AgentError};
+use super::agent::{AgentConnection, AgentError, GuestIdentity};
 use super::events::unix_time_ms;
 use crate::chain::chain;
+use crate::network::egress::Egress;
+use crate::network::{Interface, Network, NetworkError};
 use crate::phases::Phases;
 use crate::vmm::{Fork, ForkTimes, GuestStream, Machine, Pending, ThawTimes, VmmError};
 use futures_util::FutureExt;
@@ -35,8 +37,17 @@ pub struct OwnCopy {
     pub id: SandboxId,
     pub machine: Arc<dyn Machine>,
     pub agent: AgentConnection,
+    pub interface: Option<Interface>,
     /// Milliseconds since 1970-01-01 UTC.
     pub forked_at_ms: u64,
+}
+
+/// What copies are made with: turns, and places in the network that let out so much.
+#[derive(Debug, Clone, Copy)]
+pub struct Means<'a> {
+    pub admission: &'a Admission,
+    pub network: &'a Network,
+    pub egress: &'a Egress,
 }
 
 /// What became of each copy.
@@ -58,6 +69,8 @@ pub enum CopyError {
     Vmm(#[from] VmmError),
     #[error("A copy was not made its own, so it was ended")]
     Renew(#[from] AgentError),
+    #[error("A copy got no place in the network, so it was ended")]
+    Network(#[from] NetworkError),
     #[error("A copy did not answer within {} s, so it was ended", limit.as_secs())]
     Timeout { limit: Duration },
 }
@@ -69,7 +82,7 @@ impl CopyError {
             CopyError::Timeout { .. } => true,
             CopyError::Renew(error) => matches!(error, AgentError::Closed | AgentError::Io(_)),
             CopyError::Vmm(error) => matches!(error, VmmError::Ended),
-            CopyError::SourceEnded => false,
+            CopyError::SourceEnded | CopyError::Network(_) => false,
         }
     }
 
@@ -85,9 +98,9 @@ impl CopyError {
 pub async fn copy_one(
     source: &dyn Machine,
     limits: Limits,
-    admission: &Admission,
+    means: Means<'_>,
 ) -> Result<(OwnCopy, CopyTimes), CopyError> {
-    let (mut outcomes, times) = copy(source, 1, limits, admission).await?;
+    let (mut outcomes, times) = copy(source, 1, limits, means).await?;
     let copy = outcomes.pop().unwrap_or(Err(CopyError::SourceEnded))?;
     Ok((copy, times))
 }
@@ -100,14 +113,14 @@ pub async fn copy(
     source: &dyn Machine,
     count: u32,
     limits: Limits,
-    admission: &Admission,
+    means: Means<'_>,
 ) -> Result<(Outcomes, CopyTimes), CopyError> {
     let [first, second] = limits;
     let mut times = CopyTimes::default();
-    let mut outcomes = match attempt(source, count, first, admission, &mut times).await {
+    let mut outcomes = match attempt(source, count, first, means, &mut times).await {
         Err(error) if error.is_of_first_moments() => {
             tracing::warn!(error = %chain(&error), "Making the copies once more");
-            return Ok((attempt(source, count, second, admission, &mut times).await?, times));
+            return Ok((attempt(source, count, second, means, &mut times).await?, times));
         }
         result => result?,
     };
@@ -120,7 +133,7 @@ pub async fn copy(
     let (Some(&first_lost), Ok(count)) = (lost.first(), u32::try_from(lost.len())) else {
         return Ok((outcomes, times));
     };
-    match attempt(source, count, second, admission, &mut times).await {
+    match attempt(source, count, second, means, &mut times).await {
         Ok(replacements) => {
             for (index, replacement) in lost.into_iter().zip(replacements) {
                 outcomes[index] = replacement;
@@ -137,7 +150,7 @@ async fn attempt(
     source: &dyn Machine,
     count: u32,
     limit: Duration,
-    admission: &Admission,
+    means: Means<'_>,
     times: &mut CopyTimes,
 ) -> Result<Outcomes, CopyError> {
     let deadline = tokio::time::Instant::now() + limit;
@@ -148,7 +161,7 @@ async fn attempt(
         Ok::<_, CopyError>((fork, unix_time_ms()))
     };
     let settled = copies.into_iter().map(async |starting| {
-        let settled = async { admission.bring_to_life(starting?.settle()).await };
+        let settled = async { means.admission.bring_to_life(starting?.settle(means)).await };
         timeout_at(deadline, settled).await.map_err(too_late)?
     });
     let settled = async { Ok(join_all(settled).await) };
@@ -199,6 +212,7 @@ struct Settled {
     id: SandboxId,
     machine: Arc<dyn Machine>,
     agent: AgentConnection,
+    interface: Option<Interface>,
 }
 
 impl Starting {
@@ -207,25 +221,28 @@ impl Starting {
         Ok(Starting { machine, stream, forked })
     }
 
-    async fn settle(self) -> Result<(Settled, CopyTimes), CopyError> {
+    async fn settle(self, means: Means<'_>) -> Result<(Settled, CopyTimes), CopyError> {
+        let interface = means.network.interface(means.egress).await?;
         // On its way before the fork is answered.
-        let thawed = self.machine.thaw();
+        let thawed = self.machine.thaw(interface.as_ref().and_then(Interface::tap));
         let fork = self.forked.await?;
         let thaw = thawed.await?;
         let runs = Instant::now();
         let id = SandboxId::random();
         // The clock that the renewal carries is read now: any sooner, and the guest's would be late by
         // what its thaw has taken.
-        let agent = AgentConnection::renew(self.stream, &hostname(&id)).await?;
-        let settled = Settled { id, machine: self.machine, agent };
+        let network = interface.as_ref().map(Interface::identity);
+        let identity = GuestIdentity { hostname: hostname(&id), network };
+        let agent = AgentConnection::renew(self.stream, &identity).await?;
+        let settled = Settled { id, machine: self.machine, agent, interface };
         Ok((settled, CopyTimes { fork, thaw, renew: runs.elapsed() }))
     }
 }
 
 impl Settled {
     fn own(self, forked_at_ms: u64) -> OwnCopy {
-        let Settled { id, machine, agent } = self;
-        OwnCopy { id, machine, agent, forked_at_ms }
+        let Settled { id, machine, agent, interface } = self;
+        OwnCopy { id, machine, agent, interface, forked_at_ms }
     }
 }
 

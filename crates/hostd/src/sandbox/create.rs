@@ -7,6 +7,8 @@ use super::events::unix_time_ms;
 use super::registry::InsertError;
 use super::state::EndCause;
 use crate::app::{App, NoSlot};
+use crate::network::NetworkError;
+use crate::network::egress::{Egress, EgressError};
 use crate::phases::Phases;
 use crate::template::{self, Availability};
 use podflare_api::sandbox::{CreateSandbox, SandboxCreated, SandboxView};
@@ -30,6 +32,10 @@ pub enum CreateError {
     Copy(#[source] CopyError),
     #[error("{ATTEMPTS} sandboxes ended as soon as they were made")]
     Ended,
+    #[error("The sandbox's `egress` cannot be understood")]
+    Egress(#[from] EgressError),
+    #[error("Could not set what the sandbox may reach, so there is none")]
+    Network(#[source] NetworkError),
 }
 
 impl From<CopyError> for CreateError {
@@ -52,10 +58,11 @@ pub async fn create(
     {
         return Err(CreateError::UnknownTemplate { name: name.clone() });
     }
+    let egress = request.egress.as_ref().map(Egress::parse).transpose()?.unwrap_or_default();
     let terms = app.settings.terms.terms(request.timeout_seconds, request.idle_timeout_seconds);
     for _ in 0..ATTEMPTS {
         let slot = app.acquire_slots(1)?;
-        let (sandbox, phases) = claim_or_copy(app).await?;
+        let (sandbox, phases) = claim_or_copy(app, &egress).await?;
         sandbox.lease(terms, Instant::now().into_std(), unix_time_ms(), slot);
         match app.registry.insert(std::slice::from_ref(&sandbox)) {
             Ok(()) => return Ok((created(sandbox.view()), phases)),
@@ -69,10 +76,16 @@ pub async fn create(
     Err(CreateError::Ended)
 }
 
-async fn claim_or_copy(app: &Arc<App>) -> Result<(Sandbox, Phases), CreateError> {
+async fn claim_or_copy(app: &Arc<App>, egress: &Egress) -> Result<(Sandbox, Phases), CreateError> {
     let begun = Instant::now();
     if let Some(member) = app.pool.claim() {
-        return Ok((member, Phases::default().with("claim", begun.elapsed())));
+        let claimed = begun.elapsed();
+        if let Err(error) = member.set_egress(egress).await {
+            member.end(EndCause::Deleted);
+            return Err(CreateError::Network(error));
+        }
+        let phases = Phases::default().with("claim", claimed);
+        return Ok((member, phases.with("egress", begun.elapsed() - claimed)));
     }
     let template = match app.template() {
         Availability::Ready(template) => template,
@@ -81,7 +94,7 @@ async fn claim_or_copy(app: &Arc<App>) -> Result<(Sandbox, Phases), CreateError>
     let _turn = app.admission.turn(1).await?;
     let wait = begun.elapsed();
     let begun = Instant::now();
-    let (sandbox, times) = app.copy_template(&template, CREATE_LIMITS).await?;
+    let (sandbox, times) = app.copy_template(&template, egress, CREATE_LIMITS).await?;
     app.pool.count_miss(begun.elapsed());
     Ok((sandbox, times.record(Phases::default().with("wait", wait))))
 }
@@ -97,8 +110,8 @@ fn created(view: SandboxView) -> SandboxCreated {
         vcpus: view.vcpus,
         timeout_seconds: view.timeout_seconds,
         idle_timeout_seconds: view.idle_timeout_seconds,
-        // There are no Spaces and no network devices yet: the answer says so.
+        // There are no Spaces yet: the answer says so.
         persistent: false,
-        egress: false,
+        egress: view.egress,
     }
 }

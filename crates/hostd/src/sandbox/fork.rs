@@ -8,6 +8,7 @@ use super::state::{EndCause, Terms};
 use super::{Lineage, Sandbox};
 use crate::app::{App, NoSlot};
 use crate::chain::chain;
+use crate::network::egress::Egress;
 use crate::phases::Phases;
 use crate::vmm::Machine;
 use podflare_api::sandbox::{ChildFailure, FORK_CHILDREN_MAX, ForkRequest, Forked};
@@ -65,7 +66,7 @@ async fn fork_sandbox(
 ) -> Result<(Forked, Phases), ForkError> {
     let _forking = source.begin_fork();
     let machine = || match app.registry.names(source) {
-        true => Ok(source.machine().clone()),
+        true => Ok((source.machine().clone(), source.egress())),
         false => Err(CopyError::SourceEnded.into()),
     };
     make_children(app, machine, request, || {
@@ -81,12 +82,12 @@ async fn fork_sandbox(
     .await
 }
 
-/// Makes sandboxes of copies of a machine. It is asked for when its turn has come, because that of a sandbox that was
-/// replaced or deleted meanwhile may run on for a moment. What the copies inherit is asked for when they are
+/// Makes sandboxes of copies of a machine, which may reach what it may. It is asked for when its turn has come, because
+/// that of a sandbox that was replaced or deleted meanwhile may run on for a moment. What the copies inherit is asked for when they are
 /// there: until then, a merge may change it.
 pub(super) async fn make_children(
     app: &Arc<App>,
-    source: impl FnOnce() -> Result<Arc<dyn Machine>, ForkError>,
+    source: impl FnOnce() -> Result<(Arc<dyn Machine>, Egress), ForkError>,
     request: &ForkRequest,
     heritage: impl FnOnce() -> Heritage,
 ) -> Result<(Forked, Phases), ForkError> {
@@ -98,7 +99,8 @@ pub(super) async fn make_children(
     let begun = Instant::now();
     let _turn = app.admission.turn(n).await?;
     let wait = begun.elapsed();
-    let (outcomes, times) = copies::copy(&*source()?, n, FORK_LIMITS, &app.admission).await?;
+    let (machine, egress) = source()?;
+    let (outcomes, times) = copies::copy(&*machine, n, FORK_LIMITS, app.means(&egress)).await?;
     let mut family = Family { n, partial, children: Vec::new(), failures: Vec::new() };
     let copies = family.sort(outcomes)?;
     if family.is_failed() {

@@ -22,6 +22,7 @@ pub mod execution;
 pub mod fork;
 pub mod lines;
 pub mod merge;
+pub mod network;
 pub mod ping;
 pub mod pulse;
 pub mod reconnect;
@@ -31,6 +32,8 @@ pub mod restore;
 pub mod state;
 pub mod task;
 
+use crate::network::egress::Egress;
+use crate::network::{Interface, NetworkError};
 use crate::template::Shape;
 use crate::vmm::Machine;
 use bytes::Bytes;
@@ -80,6 +83,8 @@ pub struct Identity {
 #[derive(Debug)]
 struct Shared {
     machine: Arc<dyn Machine>,
+    /// Its machine's place in the network; none on a host without.
+    interface: Option<Interface>,
     /// Unbounded, but what is sent is not: executions need a place, and all else is a few words.
     commands: mpsc::UnboundedSender<Command>,
     /// Plain mutexes: both are held for a few instructions, never across an await.
@@ -121,10 +126,11 @@ pub struct Reader {
 impl Sandbox {
     /// A sandbox over a machine that is its own, and the task that must be run for it.
     pub fn new(copy: OwnCopy, identity: Identity, lineage: Lineage) -> (Sandbox, Task) {
-        let OwnCopy { machine, agent, forked_at_ms, .. } = copy;
+        let OwnCopy { machine, agent, interface, forked_at_ms, .. } = copy;
         let (commands, receiver) = mpsc::unbounded_channel();
         let sandbox = Sandbox(Arc::new(Shared {
             machine,
+            interface,
             commands,
             replay: Mutex::default(),
             identity: Mutex::new(identity),
@@ -219,6 +225,23 @@ impl Sandbox {
         &self.0.machine
     }
 
+    pub fn interface(&self) -> Option<&Interface> {
+        self.0.interface.as_ref()
+    }
+
+    /// What it may reach: nothing on a host without a network.
+    pub fn egress(&self) -> Egress {
+        self.interface().map_or(Egress::Off, Interface::egress)
+    }
+
+    /// Holds for every packet from the answer on. On a host without a network nothing is reached in any case.
+    pub async fn set_egress(&self, egress: &Egress) -> Result<(), NetworkError> {
+        match self.interface() {
+            Some(interface) => interface.set_egress(egress).await,
+            None => Ok(()),
+        }
+    }
+
     pub fn identity(&self) -> MutexGuard<'_, Identity> {
         self.0.identity.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -251,6 +274,7 @@ impl Sandbox {
             executions: u64::from(self.0.executions.load(Ordering::Relaxed)),
             timeout_seconds: identity.terms.life.as_secs(),
             idle_timeout_seconds: identity.terms.idle.as_secs(),
+            egress: self.egress().view(),
         }
     }
 

@@ -1,7 +1,7 @@
 //! The agent of a sandbox, whichever it is: when one dies, the guest's process 1 starts another, and hostd
 //! connects to that. Each is renewed anew; what does not confirm it is not used.
 
-use super::agent::{AgentConnection, AgentError};
+use super::agent::{AgentConnection, AgentError, GuestIdentity};
 use crate::vmm::Machine;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -32,7 +32,7 @@ pub enum Said {
 
 pub struct Agent {
     machine: Arc<dyn Machine>,
-    hostname: String,
+    identity: GuestIdentity,
     stream: Stream,
     /// When the last agents have died.
     deaths: VecDeque<Instant>,
@@ -46,9 +46,9 @@ enum Stream {
 }
 
 impl Agent {
-    pub fn new(machine: Arc<dyn Machine>, hostname: String, connection: AgentConnection) -> Agent {
+    pub fn new(machine: Arc<dyn Machine>, identity: GuestIdentity, connection: AgentConnection) -> Agent {
         let (stream, deaths) = (Stream::Open(connection), VecDeque::new());
-        Agent { machine, hostname, stream, deaths, incarnation: 0 }
+        Agent { machine, identity, stream, deaths, incarnation: 0 }
     }
 
     /// Which agent gets what is sent now.
@@ -94,19 +94,22 @@ impl Agent {
         }
         self.deaths.push_back(now);
         self.incarnation += 1;
-        let coming = connect_in_time(self.machine.clone(), self.hostname.clone());
+        let coming = connect_in_time(self.machine.clone(), self.identity.clone());
         self.stream = Stream::Opening(coming.boxed(), Vec::new());
         Ok(())
     }
 }
 
-async fn connect_in_time(machine: Arc<dyn Machine>, hostname: String) -> Result<AgentConnection, AgentError> {
-    timeout(RESTART_TIMEOUT, connect(&*machine, &hostname)).await.unwrap_or(Err(AgentError::NotRestarted))
+async fn connect_in_time(
+    machine: Arc<dyn Machine>,
+    identity: GuestIdentity,
+) -> Result<AgentConnection, AgentError> {
+    timeout(RESTART_TIMEOUT, connect(&*machine, &identity)).await.unwrap_or(Err(AgentError::NotRestarted))
 }
 
-async fn connect(machine: &dyn Machine, hostname: &str) -> Result<AgentConnection, AgentError> {
+async fn connect(machine: &dyn Machine, identity: &GuestIdentity) -> Result<AgentConnection, AgentError> {
     loop {
-        match AgentConnection::renew(machine.connect(AGENT_PORT)?, hostname).await {
+        match AgentConnection::renew(machine.connect(AGENT_PORT)?, identity).await {
             // It does not listen yet.
             Err(AgentError::Closed | AgentError::Io(_)) => sleep(ATTEMPT_PAUSE).await,
             Err(error) => return Err(error),

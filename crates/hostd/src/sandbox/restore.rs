@@ -47,7 +47,10 @@ pub async fn restore(app: &Arc<App>, id: &str, wanted: &CheckpointId) -> Result<
     let wait = begun.elapsed();
     // It may have been deleted meanwhile, and its machine be there for a moment more.
     app.registry.find_checkpoint(wanted.as_str())?;
-    let (copy, times) = match copies::copy_one(&**checkpoint.machine(), FORK_LIMITS, &app.admission).await {
+    // The id's, as it is now, and not the checkpoint's: what has been forbidden since stays forbidden.
+    let egress = sandbox.egress();
+    let copied = copies::copy_one(&**checkpoint.machine(), FORK_LIMITS, app.means(&egress)).await;
+    let (copy, times) = match copied {
         Err(CopyError::SourceEnded) => {
             checkpoint.ended().await;
             app.registry.find_checkpoint(wanted.as_str())?;

@@ -1,7 +1,7 @@
 //! The one task that owns a sandbox: everything that can happen to it is an arm of one loop.
 
 use super::Sandbox;
-use super::agent::{AgentConnection, AgentError};
+use super::agent::{AgentConnection, AgentError, GuestIdentity};
 use super::copies::hostname;
 use super::execution::{Execution, OutputError, Taken};
 use super::lines::LINE_LEN_MAX;
@@ -10,6 +10,7 @@ use super::pulse::{Due, PATIENCE, Pulse, SILENCE_POOLED, SILENCE_RUNNING};
 use super::reconnect::{Agent, Said};
 use super::state::{EndCause, Lease, Terms};
 use crate::chain::chain;
+use crate::network::Interface;
 use crate::vmm::Ending;
 use podflare_wire::guest::{Event, ExecEnd, ExecId, Language, Request};
 use std::sync::Arc;
@@ -63,7 +64,8 @@ impl Task {
         commands: mpsc::UnboundedReceiver<Command>,
     ) -> Task {
         let hostname = hostname(&sandbox.identity().id);
-        let agent = Agent::new(sandbox.machine().clone(), hostname, agent);
+        let network = sandbox.interface().map(Interface::identity);
+        let agent = Agent::new(sandbox.machine().clone(), GuestIdentity { hostname, network }, agent);
         let (executions, pulse) = (Vec::new(), Pulse::new(now()));
         Task { sandbox, agent, commands, executions, pulse, pings: Pings::default(), lease: None, slot: None }
     }

@@ -4,10 +4,10 @@ mod rest;
 
 use crate::chain::chain;
 use crate::config::Settings;
-use crate::sandbox::agent::{AgentConnection, AgentError};
+use crate::sandbox::agent::{AgentConnection, AgentError, GuestIdentity};
 use crate::vmm::{BootSpec, Ending, Fork, Machine, Pending, Vmm, VmmError};
 use podflare_wire::control::BootConfig;
-use podflare_wire::guest::{AGENT_PORT, Event, ExecId, Language, Request};
+use podflare_wire::guest::{AGENT_PORT, Event, ExecId, Language, NetworkIdentity, Request};
 use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
@@ -60,6 +60,8 @@ pub struct Shape {
 #[derive(Debug)]
 pub struct Template {
     pub shape: Arc<Shape>,
+    /// What its guest took itself for.
+    pub identity: GuestIdentity,
     pub machine: Arc<dyn Machine>,
     /// How many pages each copy brings in before it runs.
     pub hot_pages: u64,
@@ -103,7 +105,12 @@ pub enum SettleError {
 }
 
 /// Boots the template; takes seconds, and happens once.
-pub async fn boot(vmm: &dyn Vmm, settings: &Settings) -> Result<Template, BootError> {
+pub async fn boot(
+    vmm: &dyn Vmm,
+    settings: &Settings,
+    network: Option<NetworkIdentity>,
+) -> Result<Template, BootError> {
+    let identity = GuestIdentity { hostname: HOSTNAME.to_owned(), network };
     let shape = Shape {
         template: DEFAULT.to_owned(),
         vcpus: settings.vcpus,
@@ -111,14 +118,14 @@ pub async fn boot(vmm: &dyn Vmm, settings: &Settings) -> Result<Template, BootEr
         disk_gib: DISK_GIB,
     };
     let (machine, booted) = vmm.boot(&boot_spec(&shape, settings)).map_err(BootError::Start)?;
-    match settle_in_time(&*machine, booted, settings.boot_timeout).await {
+    match settle_in_time(&*machine, &identity, booted, settings.boot_timeout).await {
         Ok(()) => {
             // Copies work without; they only take longer.
-            let hot_pages = learn_hot_pages(&*machine).await.unwrap_or_else(|error| {
+            let hot_pages = learn_hot_pages(&*machine, &identity).await.unwrap_or_else(|error| {
                 tracing::warn!(error = %chain(&error), "Copies will fault in their first pages one by one");
                 0
             });
-            Ok(Template { shape: Arc::new(shape), machine, hot_pages, rested: false })
+            Ok(Template { shape: Arc::new(shape), identity, machine, hot_pages, rested: false })
         }
         Err(error) => {
             machine.end().await;
@@ -129,12 +136,13 @@ pub async fn boot(vmm: &dyn Vmm, settings: &Settings) -> Result<Template, BootEr
 
 async fn settle_in_time(
     machine: &dyn Machine,
+    identity: &GuestIdentity,
     booted: Pending<()>,
     boot_timeout: Duration,
 ) -> Result<(), BootError> {
     let mut last = "its VMM has not answered".to_owned();
     let outcome = tokio::select! {
-        settled = timeout(boot_timeout, settle(machine, booted, &mut last)) => settled,
+        settled = timeout(boot_timeout, settle(machine, identity, booted, &mut last)) => settled,
         ending = machine.ended() => return Err(ended(&ending)),
     };
     match outcome {
@@ -164,11 +172,16 @@ fn boot_spec(shape: &Shape, settings: &Settings) -> BootSpec {
 
 /// Waits for the agent, runs something in each language so that no copy is the first to, and freezes. `last`
 /// says how far it has come.
-async fn settle(machine: &dyn Machine, booted: Pending<()>, last: &mut String) -> Result<(), SettleError> {
+async fn settle(
+    machine: &dyn Machine,
+    identity: &GuestIdentity,
+    booted: Pending<()>,
+    last: &mut String,
+) -> Result<(), SettleError> {
     booted.await?;
     let mut agent = loop {
         let stream = machine.connect(AGENT_PORT)?;
-        match timeout(ATTEMPT_TIMEOUT, AgentConnection::renew(stream, HOSTNAME)).await {
+        match timeout(ATTEMPT_TIMEOUT, AgentConnection::renew(stream, identity)).await {
             Ok(Ok(agent)) => break agent,
             Ok(Err(error @ (AgentError::Protocol { .. } | AgentError::Failed { .. }))) => {
                 return Err(error.into());
@@ -202,14 +215,14 @@ async fn run(agent: &mut AgentConnection, language: Language, code: &str) -> Res
 
 /// Lets a trial copy do what every copy does first, and has all later copies bring in beforehand the pages
 /// that it touched. Says how many.
-async fn learn_hot_pages(template: &dyn Machine) -> Result<u64, SettleError> {
+async fn learn_hot_pages(template: &dyn Machine, identity: &GuestIdentity) -> Result<u64, SettleError> {
     let Fork { copy: trial, done } = template.fork()?;
     let learn = async {
         let stream = trial.connect(AGENT_PORT)?;
         let thawed = trial.thaw_recording();
         done.await?;
         thawed.await?;
-        let mut agent = AgentConnection::renew(stream, HOSTNAME).await?;
+        let mut agent = AgentConnection::renew(stream, identity).await?;
         run(&mut agent, Language::Python, "print(1)").await?;
         Ok(trial.hot_pages().await?)
     };

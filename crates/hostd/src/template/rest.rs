@@ -30,14 +30,15 @@ impl Template {
         let Fork { copy: machine, done } = self.machine.fork()?;
         let rest = async {
             done.await?;
-            machine.thaw().await?;
+            machine.thaw(None).await?;
             until_nothing_is_reported(&*machine).await?;
             machine.freeze().await?;
-            learn_hot_pages(&*machine).await
+            learn_hot_pages(&*machine, &self.identity).await
         };
         match rest.await {
             Ok(hot_pages) => {
-                Ok(Some(Template { shape: Arc::clone(&self.shape), machine, hot_pages, rested: true }))
+                let (shape, identity) = (Arc::clone(&self.shape), self.identity.clone());
+                Ok(Some(Template { shape, identity, machine, hot_pages, rested: true }))
             }
             Err(error) => {
                 machine.end().await;

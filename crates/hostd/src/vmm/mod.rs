@@ -12,6 +12,7 @@ use crate::pool::policy::Memory;
 use futures_util::future::BoxFuture;
 use podflare_wire::control::{BootConfig, PageRun};
 use std::fmt;
+use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -54,8 +55,9 @@ pub trait Machine: Send + Sync + fmt::Debug {
     /// Copies the machine; a running one goes on after a short pause. The copy is frozen.
     fn fork(&self) -> Result<Fork, VmmError>;
 
-    /// Makes a frozen machine run. Streams from before are cut.
-    fn thaw(&self) -> Pending<ThawTimes>;
+    /// Makes a frozen machine run, its network card plugged into a TAP interface or into nothing. Streams from before
+    /// are cut.
+    fn thaw(&self, tap: Option<BorrowedFd<'_>>) -> Pending<ThawTimes>;
 
     /// As `thaw`, but slowly: the machine notes which pages of memory its guest touches, and can be neither
     /// copied nor frozen.

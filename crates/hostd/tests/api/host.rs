@@ -8,8 +8,10 @@ use futures_util::StreamExt;
 use http_body_util::BodyExt;
 use podflare_api::exec::{ExecEvent, ExecEventKind};
 use podflare_hostd::app::App;
-use podflare_hostd::config::{Arguments, Settings};
+use podflare_hostd::config::{Arguments, NetworkSettings, Settings};
 use podflare_hostd::http::router;
+use podflare_hostd::network::Network;
+use podflare_hostd::network::fake::FakeDriver;
 use podflare_hostd::template::Availability;
 use podflare_hostd::vmm::fake::FakeVmm;
 use serde_json::{Value, json};
@@ -24,6 +26,7 @@ const DEADLINE: Duration = Duration::from_secs(30);
 pub(crate) struct Host {
     pub(crate) app: Arc<App>,
     pub(crate) vmm: FakeVmm,
+    pub(crate) network: FakeDriver,
     keeper: AbortHandle,
 }
 
@@ -55,10 +58,15 @@ impl Host {
     /// A host whose template has not booted yet, for as long as nothing is awaited.
     pub(crate) fn start_without_template(arguments: &[&str]) -> Host {
         let vmm = FakeVmm::default();
-        let app = App::new(settings(arguments), Arc::new(vmm.clone()));
+        let settings = settings(arguments);
+        let NetworkSettings::On { subnet, .. } = &settings.network else {
+            panic!("a fake network costs nothing")
+        };
+        let network = FakeDriver::new(*subnet);
+        let app = App::new(settings, Arc::new(vmm.clone()), Network::new(Box::new(network.clone())));
         let kept = app.clone();
         let keeper = tokio::spawn(async move { kept.keep().await }).abort_handle();
-        Host { app, vmm, keeper }
+        Host { app, vmm, network, keeper }
     }
 
     pub(crate) fn router(&self) -> Router {

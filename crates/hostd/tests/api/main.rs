@@ -9,6 +9,7 @@ mod fork;
 mod host;
 mod http;
 mod merge;
+mod network;
 mod ping;
 mod pool;
 mod restore;

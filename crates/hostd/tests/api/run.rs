@@ -2,6 +2,7 @@
 
 use crate::host::settings;
 use podflare_hostd::app::RunError;
+use podflare_hostd::network::Network;
 use podflare_hostd::vmm::fake::FakeVmm;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -26,7 +27,8 @@ impl Daemon {
         let (stop, stopped) = oneshot::channel::<()>();
         let shutdown = async { stopped.await.unwrap_or(()) };
         let machines = Arc::new(vmm.clone());
-        let running = tokio::spawn(podflare_hostd::run(listener, settings(&[]), machines, shutdown));
+        let running =
+            tokio::spawn(podflare_hostd::run(listener, settings(&[]), machines, Network::none(), shutdown));
         Daemon { address, vmm, stop, running }
     }
 
@@ -134,9 +136,15 @@ async fn a_template_that_does_not_boot_ends_the_daemon_with_its_console() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let vmm = FakeVmm::default();
     vmm.fail_boots(1);
-    let error = podflare_hostd::run(listener, settings(&[]), Arc::new(vmm.clone()), std::future::pending())
-        .await
-        .unwrap_err();
+    let error = podflare_hostd::run(
+        listener,
+        settings(&[]),
+        Arc::new(vmm.clone()),
+        Network::none(),
+        std::future::pending(),
+    )
+    .await
+    .unwrap_err();
     let source = std::error::Error::source(&error).unwrap().to_string();
     assert!(source.contains("Kernel panic - not syncing: no root disk"), "{source}");
     assert_eq!(vmm.alive(), 0);

@@ -9,7 +9,10 @@ use std::sync::Arc;
 
 pub async fn fork(app: &Arc<App>, id: &str, request: &ForkRequest) -> Result<(Forked, Phases), ForkError> {
     let checkpoint = app.registry.find_checkpoint(id)?;
-    let machine = || Ok(app.registry.find_checkpoint(id)?.machine().clone());
+    let machine = || {
+        let checkpoint = app.registry.find_checkpoint(id)?;
+        Ok((checkpoint.machine().clone(), checkpoint.egress().clone()))
+    };
     match make_children(app, machine, request, || checkpoint.heritage()).await {
         Err(ForkError::Copy(CopyError::SourceEnded)) => {
             checkpoint.ended().await;

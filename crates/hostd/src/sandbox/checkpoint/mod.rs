@@ -18,6 +18,7 @@ mod task;
 use super::Lineage;
 use super::fork::Heritage;
 use super::state::{EndCause, Terms};
+use crate::network::egress::Egress;
 use crate::template::Shape;
 use crate::vmm::Machine;
 use podflare_api::checkpoint::CheckpointView;
@@ -40,6 +41,8 @@ struct Shared {
     generation: u32,
     /// The sandbox's, as they were. The checkpoint may live as long.
     terms: Terms,
+    /// What the sandbox was allowed to reach.
+    egress: Egress,
     created_at_ms: u64,
     /// Unbounded, but who sends to it takes the checkpoint's id away first.
     endings: mpsc::UnboundedSender<EndCause>,
@@ -54,6 +57,11 @@ impl Checkpoint {
 
     pub fn machine(&self) -> &Arc<dyn Machine> {
         &self.0.machine
+    }
+
+    /// What its copies may reach.
+    pub fn egress(&self) -> &Egress {
+        &self.0.egress
     }
 
     /// The sandbox whose checkpoint it is.

@@ -89,6 +89,7 @@ async fn take_of(
             shape: source.lineage().shape.clone(),
             generation: source.lineage().generation,
             terms: identity.terms,
+            egress: source.egress(),
             created_at_ms: unix_time_ms(),
             endings,
             end_cause: OnceLock::new(),

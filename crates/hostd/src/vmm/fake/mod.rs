@@ -14,6 +14,7 @@ use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, ready};
 use podflare_wire::control::{EndReason, PageRun};
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -321,7 +322,7 @@ impl Machine for FakeMachine {
         Ok(Fork { copy: Arc::new(copy), done: ready(Ok(times)).boxed() })
     }
 
-    fn thaw(&self) -> Pending<ThawTimes> {
+    fn thaw(&self, _: Option<BorrowedFd<'_>>) -> Pending<ThawTimes> {
         let thawed = self.core.change(&State::Frozen, State::Running).map(|()| ThawTimes::default());
         if thawed.is_ok() && World::takes(&self.core.world.thaws_to_die_of) {
             self.core.end(Ending::Told { reason: EndReason::Reset, console_tail: Vec::new() });
@@ -330,7 +331,7 @@ impl Machine for FakeMachine {
     }
 
     fn thaw_recording(&self) -> Pending<ThawTimes> {
-        let thawed = self.thaw();
+        let thawed = self.thaw(None);
         self.core.guest().records = true;
         thawed
     }

@@ -215,8 +215,8 @@ impl Machine for ProcessMachine {
         Ok(Fork { copy: Arc::new(copy), done })
     }
 
-    fn thaw(&self) -> Pending<ThawTimes> {
-        self.ask(&Command::Thaw, &[], |reply, _| thaw_times(&reply))
+    fn thaw(&self, tap: Option<BorrowedFd<'_>>) -> Pending<ThawTimes> {
+        self.ask(&Command::Thaw, tap.as_slice(), |reply, _| thaw_times(&reply))
     }
 
     fn thaw_recording(&self) -> Pending<ThawTimes> {

@@ -2,6 +2,8 @@
 
 use super::child::tests::stand_in;
 use super::*;
+use crate::network::Network;
+use crate::network::egress::Egress;
 use crate::sandbox::admission::Admission;
 use crate::sandbox::copies;
 use podflare_wire::codec::{decode, encode, encode_frame};
@@ -127,7 +129,7 @@ async fn commands_to_a_copy_are_sent_before_it_exists_and_all_answered() {
     let child = twin.copy.fork().unwrap();
     let mut stream = child.copy.connect(5555).unwrap();
     stream.write_all(b"before it exists").await.unwrap();
-    let thawed = child.copy.thaw();
+    let thawed = child.copy.thaw(None);
 
     assert_eq!(twin.done.await.unwrap().pause, Duration::from_millis(3));
     assert_eq!(child.done.await.unwrap().fork, Duration::from_millis(2));
@@ -148,7 +150,7 @@ async fn ending_a_machine_kills_and_reaps_its_process() {
     assert!(exists(fixture.pid), "the source goes on");
     fixture.machine.end().await;
     assert!(!exists(fixture.pid));
-    assert!(matches!(fixture.machine.thaw().await, Err(VmmError::Ended)));
+    assert!(matches!(fixture.machine.thaw(None).await, Err(VmmError::Ended)));
 }
 
 #[tokio::test]
@@ -156,8 +158,9 @@ async fn however_many_copies_are_made_their_source_is_forked_once() {
     let forks = Arc::new(AtomicU32::new(0));
     let counted = forks.clone();
     let fixture = fixture_served_by(move |channel, copies| serve_counting(channel, copies, counted));
-    let (copies, times) =
-        copies::copy(&fixture.machine, 5, copies::FORK_LIMITS, &Admission::of_this_host()).await.unwrap();
+    let (admission, network) = (Admission::of_this_host(), Network::none());
+    let means = copies::Means { admission: &admission, network: &network, egress: &Egress::On };
+    let (copies, times) = copies::copy(&fixture.machine, 5, copies::FORK_LIMITS, means).await.unwrap();
     assert!(copies.iter().all(Result::is_ok));
     assert_eq!((copies.len(), fixture.copies.iter().take(5).count()), (5, 5));
     assert_eq!(forks.load(Ordering::SeqCst), 1);
@@ -189,7 +192,7 @@ async fn a_copy_whose_source_dies_before_it_answers_is_reaped() {
     let fork = fixture.machine.fork().unwrap();
     assert!(matches!(fork.done.await, Err(VmmError::Ended)));
     let copy_pid = fixture.copies.recv().unwrap();
-    assert!(fork.copy.thaw().await.is_ok(), "the copy lives");
+    assert!(fork.copy.thaw(None).await.is_ok(), "the copy lives");
     drop(fork.copy);
     wait_until_gone(copy_pid).await;
 }
@@ -199,10 +202,10 @@ async fn a_machine_that_is_to_end_takes_no_more_commands() {
     let (ours, theirs) = Channel::pair().unwrap();
     let state_dir = tempfile::tempdir().unwrap();
     let (machine, child) = ProcessMachine::new(ours, Home::new(state_dir.path())).unwrap();
-    let thawed = machine.thaw();
+    let thawed = machine.thaw(None);
     let ended = machine.end();
     let refused = async {
-        while !matches!(machine.thaw().now_or_never(), Some(Err(VmmError::Ended))) {
+        while !matches!(machine.thaw(None).now_or_never(), Some(Err(VmmError::Ended))) {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     };
