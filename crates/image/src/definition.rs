@@ -37,6 +37,15 @@ pub struct HostDefinition {
     #[serde(default)]
     pub mirrors: Vec<String>,
     pub kernel: KernelDefinition,
+    pub programs: ProgramsDefinition,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProgramsDefinition {
+    pub packages: Vec<String>,
+    /// Programs of these packages, which are put into the initramfs with their libraries.
+    pub names: Vec<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]

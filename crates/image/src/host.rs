@@ -9,6 +9,7 @@ use crate::definition::HostDefinition;
 use crate::error::BuildError;
 use crate::guest::{add_modules, write_archive};
 use crate::kernel::{self, Kernel};
+use crate::programs::{self, Programs};
 use std::fs;
 use std::path::PathBuf;
 
@@ -29,6 +30,7 @@ impl HostImage {
     ) -> Result<HostImage, BuildError> {
         let (release, mirrors) = (&definition.release, &definition.mirrors);
         let kernel = Kernel::build(cache, release, mirrors, &definition.kernel, progress)?;
+        let programs = Programs::build(cache, release, mirrors, &definition.programs, progress)?;
         let directory = cache.part("emulated-host", &key(definition), |part| {
             progress("packing the emulated host's initramfs");
             let mut archive = Archive::default();
@@ -36,6 +38,7 @@ impl HostImage {
             let contents = fs::read(&busybox).map_err(BuildError::file("read", &busybox))?;
             archive.file("bin/busybox", 0o755, contents);
             archive.file("init", 0o755, INIT.as_bytes().to_vec());
+            programs.add_to(&mut archive)?;
             add_modules(&mut archive, &kernel, &definition.kernel.modules)?;
             write_archive(&archive, &part.join("initramfs.cpio"))?;
             let vmlinux = kernel.vmlinux();
@@ -60,8 +63,10 @@ impl HostImage {
 
 fn key(definition: &HostDefinition) -> Key {
     let kernel = kernel::key(&definition.release, &definition.mirrors, &definition.kernel);
+    let programs = programs::key(&definition.release, &definition.mirrors, &definition.programs);
     KeyBuilder::new()
         .bytes("kernel", kernel.as_str().as_bytes())
+        .bytes("programs", programs.as_str().as_bytes())
         .list("modules", &definition.kernel.modules)
         .bytes("init", INIT.as_bytes())
         .finish()

@@ -16,6 +16,7 @@ mod disk;
 mod kernel;
 mod manifest;
 mod modules;
+mod programs;
 mod vmlinux;
 
 /// Is told of each long step, in a few words, when the step begins.
