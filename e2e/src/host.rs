@@ -5,6 +5,7 @@ use crate::wait::until;
 use podflare_api::capacity::{Capacity, TemplateCapacity};
 use podflare_api::exec::{ExecEvent, ExecEventKind};
 use podflare_api::id::SandboxId;
+use podflare_api::network::NetworkView;
 use podflare_api::sandbox::{Forked, SandboxCreated, SandboxList, SandboxView};
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader};
@@ -46,6 +47,14 @@ impl Host {
     }
 
     pub fn start_with_state_dir(pool_size: u32, state_dir: TempDir) -> Host {
+        Host::start_with(pool_size, state_dir, &[])
+    }
+
+    pub fn start_with_settings(pool_size: u32, settings: &[(&str, &str)]) -> Host {
+        Host::start_with(pool_size, tempfile::tempdir().unwrap(), settings)
+    }
+
+    fn start_with(pool_size: u32, state_dir: TempDir, settings: &[(&str, &str)]) -> Host {
         let address = free_address();
         let process = Command::new(place::program("podflare-hostd"))
             .arg("--listen")
@@ -59,6 +68,7 @@ impl Host {
             .env("PODFLARE_POOL_SIZE", pool_size.to_string())
             // What ends here is ended by who uses it.
             .env("PODFLARE_IDLE_TIMEOUT", "3600")
+            .envs(settings.iter().copied())
             .spawn()
             .unwrap();
         let http = ureq::Agent::config_builder()
@@ -76,8 +86,22 @@ impl Host {
     }
 
     pub fn create(&self) -> SandboxId {
-        let created: SandboxCreated = self.post("/v1/sandboxes", &json!({})).unwrap().0;
+        self.create_with(&json!({}))
+    }
+
+    pub fn create_with(&self, body: &Value) -> SandboxId {
+        let created: SandboxCreated = self.post("/v1/sandboxes", body).unwrap().0;
         created.id
+    }
+
+    pub fn set_egress(&self, id: &SandboxId, egress: &Value) {
+        let url = self.url(&format!("/v1/sandboxes/{id}/egress"));
+        refused(self.http.put(url).send_json(json!({ "egress": egress })).unwrap()).unwrap();
+    }
+
+    pub fn network(&self, id: &SandboxId) -> NetworkView {
+        let mut answer = self.http.get(self.url(&format!("/v1/sandboxes/{id}/network"))).call().unwrap();
+        answer.body_mut().read_json().unwrap()
     }
 
     /// The children, and the `Server-Timing` header.

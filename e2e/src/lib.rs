@@ -35,3 +35,5 @@ mod virtio_disk;
 pub mod vmm;
 /// Waiting for a condition, with a deadline.
 pub mod wait;
+/// Servers that sandboxes could reach.
+pub mod world;

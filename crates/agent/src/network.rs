@@ -133,7 +133,7 @@ fn addresses(netlink: &Netlink, index: u32) -> Result<Vec<Ipv4Addr>, Errno> {
             && body.get(4..8).is_some_and(|bytes| bytes == index.to_ne_bytes());
         let local = attribute(body.get(ADDRESS_MESSAGE_LEN..).unwrap_or_default(), IFA_LOCAL);
         if let (true, Some(local)) = (is_ours, local.and_then(|value| value.first_chunk::<4>())) {
-            found.push(Ipv4Addr::from_octets(*local));
+            found.push(Ipv4Addr::from(*local));
         }
     })?;
     Ok(found)
@@ -183,8 +183,8 @@ fn connection_that_leaves(body: &[u8]) -> Option<(u8, [u8; SOCKET_ID_LEN])> {
     let id: [u8; SOCKET_ID_LEN] = *body.get(4..)?.first_chunk()?;
     let source: [u8; 16] = *id.get(SOURCE)?.first_chunk()?;
     let source = match family {
-        AF_INET => IpAddr::V4(Ipv4Addr::from_octets(*source.first_chunk()?)),
-        _ => IpAddr::V6(Ipv6Addr::from_octets(source)).to_canonical(),
+        AF_INET => IpAddr::V4(Ipv4Addr::from(*source.first_chunk()?)),
+        _ => IpAddr::V6(Ipv6Addr::from(source)).to_canonical(),
     };
     (!source.is_loopback()).then_some((family, id))
 }
@@ -214,7 +214,7 @@ mod tests {
     #[test]
     fn connections_within_the_machine_stay_and_all_others_are_reset() {
         const AF_INET6: u8 = 10;
-        let mapped = |address: [u8; 4]| Ipv4Addr::from_octets(address).to_ipv6_mapped().octets();
+        let mapped = |address: [u8; 4]| Ipv4Addr::from(address).to_ipv6_mapped().octets();
         for (family, source, leaves) in [
             (AF_INET, &[127, 0, 0, 1][..], false),
             (AF_INET, &[198, 18, 0, 9], true),

@@ -8,6 +8,7 @@ use crate::checkpoint::{CheckpointList, CheckpointRequest, CheckpointView, Resto
 use crate::error::ErrorBody;
 use crate::exec::{ExecEvent, ExecEventKind, ExecRequest, Language};
 use crate::id::{CheckpointId, SandboxId};
+use crate::network::{AllowList, Egress, NetworkView, SetEgress};
 use crate::sandbox::{
     ChildFailure, CreateSandbox, ForkRequest, Forked, SandboxCreated, SandboxList, SandboxState, SandboxView,
 };
@@ -38,6 +39,7 @@ pub struct Endpoint {
 pub enum Method {
     Get,
     Post,
+    Put,
     Delete,
 }
 
@@ -115,6 +117,26 @@ pub const ENDPOINTS: &[Endpoint] = &[
         request: None,
         success: Success::Empty,
         errors: &[],
+        open: false,
+    },
+    Endpoint {
+        method: Method::Get,
+        path: "/v1/sandboxes/{id}/network",
+        id: "inspect_network",
+        summary: "Tells what a sandbox may reach, and what has gone through its network card",
+        request: None,
+        success: Success::Json("NetworkView"),
+        errors: &[UNKNOWN, FAILED],
+        open: false,
+    },
+    Endpoint {
+        method: Method::Put,
+        path: "/v1/sandboxes/{id}/egress",
+        id: "set_egress",
+        summary: "Changes what a sandbox may reach, from the answer on, also for connections that are open",
+        request: Some("SetEgress"),
+        success: Success::Json("NetworkView"),
+        errors: &[BAD_BODY, UNKNOWN, ("409", "The host has no network for its sandboxes"), LONG_BODY, FAILED],
         open: false,
     },
     Endpoint {
@@ -287,11 +309,13 @@ pub const ENDPOINTS: &[Endpoint] = &[
 #[openapi(components(schemas(
     Capacity,
     CheckpointId,
+    AllowList,
     CheckpointList,
     CheckpointRequest,
     CheckpointView,
     ChildFailure,
     CreateSandbox,
+    Egress,
     ErrorBody,
     ExecEvent,
     ExecEventKind,
@@ -299,12 +323,14 @@ pub const ENDPOINTS: &[Endpoint] = &[
     ForkRequest,
     Forked,
     Language,
+    NetworkView,
     RestoreRequest,
     SandboxCreated,
     SandboxId,
     SandboxList,
     SandboxState,
     SandboxView,
+    SetEgress,
     TemplateCapacity,
 )))]
 struct Schemas;
@@ -375,6 +401,7 @@ fn item(endpoint: &Endpoint) -> PathItem {
     let method = match endpoint.method {
         Method::Get => HttpMethod::Get,
         Method::Post => HttpMethod::Post,
+        Method::Put => HttpMethod::Put,
         Method::Delete => HttpMethod::Delete,
     };
     PathItem::new(method, operation)

@@ -318,7 +318,7 @@ mod tests {
     #[test]
     fn a_name_does_not_lead_into_private_networks() {
         let egress = allow(&["example.org", "10.1.0.0/16"]).unwrap();
-        let takes = |address: [u8; 4]| egress.takes_from_dns(Ipv4Addr::from_octets(address));
+        let takes = |address: [u8; 4]| egress.takes_from_dns(Ipv4Addr::from(address));
         assert!(takes([203, 0, 113, 1]));
         assert!(takes([10, 1, 2, 3]), "it is on the list itself");
         assert!(

@@ -92,6 +92,12 @@ impl Host {
         self.send(json_request(path, body)).await
     }
 
+    pub(crate) async fn put(&self, path: &str, body: &Value) -> Answer {
+        let mut request = json_request(path, body);
+        *request.method_mut() = axum::http::Method::PUT;
+        self.send(request).await
+    }
+
     pub(crate) async fn delete(&self, id: &str) -> Answer {
         self.delete_at(&format!("/v1/sandboxes/{id}")).await
     }

@@ -138,6 +138,8 @@ async fn every_answer_says_how_long_it_took() {
         let path = names.iter().fold(endpoint.path.to_owned(), |path, (name, id)| path.replace(name, id));
         let answer = if path.ends_with("/exec") {
             host.post(&path, &json!({"code": "pass"})).await
+        } else if path.ends_with("/egress") {
+            host.put(&path, &json!({"egress": false})).await
         } else if path.ends_with("/restore") {
             host.post(&path, &json!({"checkpoint": checkpoint})).await
         } else {
@@ -174,6 +176,7 @@ fn request_to(method: Method, path: &str) -> Request<Body> {
     let request = match method {
         Method::Get => Request::get(path),
         Method::Post => Request::post(path),
+        Method::Put => Request::put(path),
         Method::Delete => Request::delete(path),
     };
     request.body(Body::empty()).unwrap()

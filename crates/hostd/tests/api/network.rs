@@ -1,17 +1,12 @@
 //! What sandboxes may reach: set at the create, changed while they run, inherited by copies.
 
 use crate::host::Host;
-use axum::body::Body;
-use axum::http::{Request, StatusCode};
+use axum::http::StatusCode;
 use podflare_hostd::network::egress::Egress;
 use serde_json::{Value, json};
 
 async fn set_egress(host: &Host, id: &str, egress: &Value) -> (StatusCode, Value) {
-    let request = Request::put(format!("/v1/sandboxes/{id}/egress"))
-        .header("content-type", "application/json")
-        .body(Body::from(json!({ "egress": egress }).to_string()))
-        .unwrap();
-    let answer = host.send(request).await;
+    let answer = host.put(&format!("/v1/sandboxes/{id}/egress"), &json!({ "egress": egress })).await;
     (answer.status, answer.json())
 }
 

@@ -26,7 +26,17 @@ from podflare._errors import (
     UnauthorizedError,
 )
 from podflare._sandbox import PartialFork, Sandbox
-from podflare._types import CheckpointInfo, Event, ExecResult, ForkFailure, Language, SandboxInfo
+from podflare._types import (
+    CheckpointInfo,
+    Egress,
+    EgressList,
+    Event,
+    ExecResult,
+    ForkFailure,
+    Language,
+    NetworkInfo,
+    SandboxInfo,
+)
 from podflare._version import __version__
 
 __all__ = [
@@ -39,6 +49,8 @@ __all__ = [
     "Client",
     "ConnectionLostError",
     "Diff",
+    "Egress",
+    "EgressList",
     "Event",
     "ExecResult",
     "FileTransferError",
@@ -47,6 +59,7 @@ __all__ = [
     "HostTimeoutError",
     "HostUnreachableError",
     "Language",
+    "NetworkInfo",
     "PartialFork",
     "PodflareError",
     "ProtocolError",

@@ -15,7 +15,7 @@ import httpx
 
 from podflare._errors import ProtocolError, api_error, transport_errors
 from podflare._stream import events, execution_events
-from podflare._types import CheckpointInfo, Event, ForkFailure, Language, SandboxInfo
+from podflare._types import CheckpointInfo, Egress, Event, ForkFailure, Language, NetworkInfo, SandboxInfo
 from podflare._version import __version__
 
 DEFAULT_HOST = "http://127.0.0.1:7070"
@@ -106,7 +106,7 @@ class Client:
         ram_mib: int | None = None,
         rootfs_gb: int | None = None,
         persistent: bool | None = None,
-        egress: bool | None = None,
+        egress: Egress | None = None,
     ) -> str:
         """Create a sandbox and return its id; see `Sandbox` for the arguments.
 
@@ -133,7 +133,7 @@ class Client:
         ram_mib: int | None = None,
         rootfs_gb: int | None = None,
         persistent: bool | None = None,
-        egress: bool | None = None,
+        egress: Egress | None = None,
     ) -> SandboxInfo:
         """Create a sandbox and return what the host tells about it.
 
@@ -163,6 +163,25 @@ class Client:
             SandboxNotFoundError: There is no such sandbox.
         """
         return _info(_answer(self._request("GET", _sandbox_path(sandbox_id))))
+
+    def network(self, sandbox_id: str) -> NetworkInfo:
+        """Ask what a sandbox may reach, and what has gone through its network card.
+
+        Raises:
+            SandboxNotFoundError: There is no such sandbox.
+        """
+        return cast(NetworkInfo, _answer(self._request("GET", _sandbox_path(sandbox_id, "network"))))
+
+    def set_egress(self, sandbox_id: str, egress: Egress) -> NetworkInfo:
+        """Change what a sandbox may reach, from the answer on, also for connections that are open.
+
+        Raises:
+            BadRequestError: The list has an entry that is none; the message names it.
+            SandboxNotFoundError: There is no such sandbox.
+            ApiError: The host has no network for its sandboxes (409), or failed.
+        """
+        path = _sandbox_path(sandbox_id, "egress")
+        return cast(NetworkInfo, _answer(self._request("PUT", path, body={"egress": egress})))
 
     def destroy_sandbox(self, sandbox_id: str) -> None:
         """Destroy a sandbox and its checkpoints; hosts take an id that is already gone as success."""

@@ -15,7 +15,16 @@ from podflare._checkpoint import Checkpoint
 from podflare._client import Client, resolve_host, shared_client
 from podflare._diff import Diff
 from podflare._errors import PodflareError, SandboxNotFoundError
-from podflare._types import Event, ExecResult, ForkFailure, Language, SandboxInfo, check_children
+from podflare._types import (
+    Egress,
+    Event,
+    ExecResult,
+    ForkFailure,
+    Language,
+    NetworkInfo,
+    SandboxInfo,
+    check_children,
+)
 
 
 class Sandbox:
@@ -37,7 +46,8 @@ class Sandbox:
         rootfs_gb: Disk, in GiB. Not yet: every sandbox has its template's.
         persistent: Freeze the sandbox when it is idle for too long, instead of destroying it. Not yet: hosts
             destroy it.
-        egress: Whether it reaches the network. Fork children inherit this. Not yet: no sandbox has a network.
+        egress: What it reaches: everything public (True, the default), nothing (False), or what is on a list
+            ({"allow": ["example.org", "10.1.0.0/16:443"]}). Fork children inherit this.
 
     A host lowers what is more than it offers, and says nothing: `info` tells what the sandbox really has.
 
@@ -65,7 +75,7 @@ class Sandbox:
         ram_mib: int | None = None,
         rootfs_gb: int | None = None,
         persistent: bool | None = None,
-        egress: bool | None = None,
+        egress: Egress | None = None,
     ) -> None:
         client = client or _client_for(region, host, traceparent, api_key)
         created = client.create_sandbox_info(
@@ -114,12 +124,29 @@ class Sandbox:
     def info(self) -> SandboxInfo:
         """Ask what the sandbox really has, and how it is.
 
-        `persistent` and `egress` are known of a sandbox that was created, not of fork children.
+        `persistent` is known of a sandbox that was created, not of fork children.
 
         Raises:
             SandboxNotFoundError: The sandbox is gone.
         """
         return {**self._created, **self._client.sandbox_info(self.id)}
+
+    def network(self) -> NetworkInfo:
+        """Ask what the sandbox may reach, and what has gone through its network card.
+
+        Raises:
+            SandboxNotFoundError: The sandbox is gone.
+        """
+        return self._client.network(self.id)
+
+    def set_egress(self, egress: Egress) -> None:
+        """Change what the sandbox may reach, from now on, also for connections that are open.
+
+        Raises:
+            BadRequestError: The list has an entry that is none; the message names it.
+            SandboxNotFoundError: The sandbox is gone.
+        """
+        self._client.set_egress(self.id, egress)
 
     def run_code(self, code: str, language: Language = "python") -> ExecResult:
         """Run code and wait for its end, however long that takes.

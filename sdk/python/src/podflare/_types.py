@@ -79,6 +79,33 @@ class ExecResult:
         return cls("\n".join(output["stdout"]), "\n".join(output["stderr"]), exit_code)
 
 
+class EgressList(TypedDict):
+    """What a sandbox may reach, entry by entry."""
+
+    allow: list[str]
+    """"example.org" (that name alone), "*.example.org" (every name under it), "192.0.2.7", "10.1.0.0/16";
+    each with ":PORT" behind it for TCP and UDP to that port only. At most 256."""
+
+
+Egress = bool | EgressList
+"""What a sandbox may reach: everything public (True), nothing (False), or what is on a list. In no case: the
+host's own services, other sandboxes, and the metadata address of clouds; private networks only if they are on
+a list."""
+
+
+class NetworkInfo(TypedDict):
+    """What a sandbox may reach, and what has gone through its network card."""
+
+    egress: Egress
+    address: str | None
+    """Its address inside the sandboxes' network; None on a host without one."""
+    sent_bytes: int
+    """Since its machine was made, headers included; so is received_bytes."""
+    received_bytes: int
+    connections: int
+    """Connections and flows that were let out."""
+
+
 class SandboxInfo(TypedDict, total=False):
     """What the host tells about a sandbox: one part when it is made, another whenever it is asked."""
 
@@ -92,8 +119,9 @@ class SandboxInfo(TypedDict, total=False):
     """Longest life, from its creation."""
     idle_timeout_seconds: int
     persistent: bool
-    """Told when it is made, and only then; so is egress."""
-    egress: bool
+    """Told when it is made, and only then."""
+    egress: Egress
+    """False also on a host that has no network for its sandboxes."""
     created_at_ms: int
     """Milliseconds since 1970-01-01 UTC. From here on, told when the host is asked."""
     parent: str | None

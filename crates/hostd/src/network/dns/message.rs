@@ -194,7 +194,7 @@ mod tests {
         let egress = allow(&["example.org:443", "example.org:80", "10.1.0.0/16"]);
         let asked = question("example.org.", RecordType::A);
         let a = |address: [u8; 4]| {
-            Record::from_rdata(name("cdn.example."), 60, RData::A(A(Ipv4Addr::from_octets(address))))
+            Record::from_rdata(name("cdn.example."), 60, RData::A(A(Ipv4Addr::from(address))))
         };
         let cname = Record::from_rdata(name("example.org."), 900, RData::CNAME(CNAME(name("cdn.example."))));
         let records =
