@@ -13,6 +13,7 @@ use podflare_image::cache::{Cache, KeyBuilder};
 use podflare_image::definition::HostDefinition;
 use podflare_image::guest::GuestImage;
 use podflare_image::host::HostImage;
+use podflare_image::template::store::Store;
 use rustix::process::Signal;
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -38,6 +39,7 @@ pub(crate) struct Plan<'a> {
     pub(crate) places: &'a Places,
     pub(crate) cache: &'a Cache,
     pub(crate) image: &'a GuestImage,
+    pub(crate) templates: &'a Store,
 }
 
 pub(crate) fn check_programs(places: &Places) -> anyhow::Result<()> {
@@ -149,7 +151,12 @@ impl Plan<'_> {
         let service = Service {
             image: &host_image,
             job: &job,
-            shares: &[Share::read_only(programs), Share::read_only(&self.image.directory)],
+            shares: &[
+                Share::lasting(programs),
+                Share::lasting(&self.image.directory),
+                Share::changing(self.templates.templates()),
+                Share::lasting(self.templates.roots()),
+            ],
             guest_rootfs: &self.image.rootfs(),
             holder: &[programs.join("podflare-vmm").into(), "hold".into()],
             state_disk: &self.places.home.join("state.ext4"),
@@ -181,6 +188,8 @@ impl Plan<'_> {
             Some(keys) => ("PODFLARE_API_KEYS".to_owned(), keys.into()),
             None => ("PODFLARE_AUTH_DISABLED".to_owned(), "1".into()),
         });
+        let templates = self.templates.templates().to_owned();
+        environment.push(("PODFLARE_TEMPLATE_DIR".to_owned(), templates.into()));
         // Its log is a file.
         environment.push(("NO_COLOR".to_owned(), "1".into()));
         if let Some(pool_size) = self.args.pool_size {

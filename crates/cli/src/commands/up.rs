@@ -12,6 +12,7 @@ use podflare_emulated_host::process::ProcessId;
 use podflare_image::cache::Cache;
 use podflare_image::definition::GuestDefinition;
 use podflare_image::guest::GuestImage;
+use podflare_image::template::store::Store;
 use rustix::fs::{FlockOperation, flock};
 use std::fs::{self, File};
 use std::process::ExitCode;
@@ -36,7 +37,8 @@ pub(crate) fn run(args: &Up, places: &Places, output: &Output) -> anyhow::Result
     }
     let (kind, reason) = choose(args, places, output);
     output.note(&format!("Sandboxes run {}: {reason}", kind.name()));
-    let plan = Plan { args, places, cache: &cache, image: &image };
+    let templates = Store::open(&places.home)?;
+    let plan = Plan { args, places, cache: &cache, image: &image, templates: &templates };
     let child = start::start(kind, &plan, &|text| output.step(text))?;
     let process = ProcessId::of(child.id()).with_context(|| start::last_words(kind, places))?;
     let record = Record { kind, reason, process, listen: args.listen, contents };
