@@ -5,6 +5,7 @@
 mod api;
 mod args;
 mod commands;
+mod guest_settings;
 mod interrupt;
 mod output;
 mod record;

@@ -1,6 +1,7 @@
 //! Starts and stops hostd, natively or in an emulated host.
 
 use crate::args::Up;
+use crate::guest_settings::GuestSettings;
 use crate::record::{HostKind, Record, run_directory};
 use anyhow::{Context, bail};
 use podflare_emulated_host::job::{Job, Share, environment_beginning_with};
@@ -40,6 +41,7 @@ pub(crate) struct Plan<'a> {
     pub(crate) cache: &'a Cache,
     pub(crate) image: &'a GuestImage,
     pub(crate) templates: &'a Store,
+    pub(crate) guests: &'a GuestSettings,
 }
 
 pub(crate) fn check_programs(places: &Places) -> anyhow::Result<()> {
@@ -156,6 +158,7 @@ impl Plan<'_> {
                 Share::lasting(&self.image.directory),
                 Share::changing(self.templates.templates()),
                 Share::lasting(self.templates.roots()),
+                Share::lasting(&self.guests.directory),
             ],
             guest_rootfs: &self.image.rootfs(),
             holder: &[programs.join("podflare-vmm").into(), "hold".into()],
@@ -183,7 +186,9 @@ impl Plan<'_> {
 
     /// hostd's further settings are its own: it finds them as they are here, also in the emulated host.
     fn environment(&self) -> Vec<(String, OsString)> {
-        let mut environment = environment_beginning_with(&["PODFLARE_", "RUST_LOG"]);
+        let mut environment = self.guests.environment();
+        // What is set here by hand comes after it, and so counts.
+        environment.extend(environment_beginning_with(&["PODFLARE_", "RUST_LOG"]));
         environment.push(match &self.args.api_keys {
             Some(keys) => ("PODFLARE_API_KEYS".to_owned(), keys.into()),
             None => ("PODFLARE_AUTH_DISABLED".to_owned(), "1".into()),

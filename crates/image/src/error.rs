@@ -29,7 +29,7 @@ pub enum BuildError {
     NoTemplate { name: String },
     #[error("The template {name} cannot be extended: {reason}")]
     Base { name: String, reason: String },
-    #[error("Could not {step}: {}", key.as_ref().map_or(String::new(), |key| format!("see {key}")))]
+    #[error("Could not {step}{}", key.as_ref().map_or(String::new(), |key| format!(" ({key})")))]
     Step { step: String, key: Option<String>, source: ToolError },
     #[error("The root of template {name} lacks {what}, which every sandbox needs: {remedy}")]
     Lacking { name: String, what: String, remedy: String },

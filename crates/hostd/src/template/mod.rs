@@ -1,5 +1,7 @@
 //! The machine that all sandboxes are copies of: booted once, settled, frozen, and rested.
 
+pub mod guest_settings;
+
 mod rest;
 
 use crate::chain::chain;
@@ -108,7 +110,7 @@ pub async fn boot(vmm: &dyn Vmm, settings: &Settings) -> Result<Template, BootEr
         disk_gib: DISK_GIB,
     };
     let (machine, booted) = vmm.boot(&boot_spec(&shape, settings)).map_err(BootError::Start)?;
-    match settle_in_time(&*machine, booted, settings.boot_timeout).await {
+    match settle_in_time(&*machine, booted, settings).await {
         Ok(()) => {
             // Copies work without; they only take longer.
             let hot_pages = learn_hot_pages(&*machine).await.unwrap_or_else(|error| {
@@ -127,11 +129,12 @@ pub async fn boot(vmm: &dyn Vmm, settings: &Settings) -> Result<Template, BootEr
 async fn settle_in_time(
     machine: &dyn Machine,
     booted: Pending<()>,
-    boot_timeout: Duration,
+    settings: &Settings,
 ) -> Result<(), BootError> {
+    let boot_timeout = settings.boot_timeout;
     let mut last = "its VMM has not answered".to_owned();
     let outcome = tokio::select! {
-        settled = timeout(boot_timeout, settle(machine, booted, &mut last)) => settled,
+        settled = timeout(boot_timeout, settle(machine, booted, settings, &mut last)) => settled,
         ending = machine.ended() => return Err(ended(&ending)),
     };
     match outcome {
@@ -161,7 +164,12 @@ fn boot_spec(shape: &Shape, settings: &Settings) -> BootSpec {
 
 /// Waits for the agent, runs something in each language so that no copy is the first to, and freezes. `last`
 /// says how far it has come.
-async fn settle(machine: &dyn Machine, booted: Pending<()>, last: &mut String) -> Result<(), SettleError> {
+async fn settle(
+    machine: &dyn Machine,
+    booted: Pending<()>,
+    settings: &Settings,
+    last: &mut String,
+) -> Result<(), SettleError> {
     booted.await?;
     let mut agent = loop {
         let stream = machine.connect(AGENT_PORT)?;
@@ -177,6 +185,9 @@ async fn settle(machine: &dyn Machine, booted: Pending<()>, last: &mut String) -
     };
     "its Python REPL has not answered".clone_into(last);
     run(&mut agent, Language::Python, "print(1)").await?;
+    if let Some(code) = settings.guest_settings.code() {
+        run(&mut agent, Language::Python, &code).await?;
+    }
     "its bash has not answered".clone_into(last);
     run(&mut agent, Language::Bash, "true").await?;
     drop(agent);
