@@ -1,5 +1,6 @@
 //! `podflare template build`, `ls` and `rm`.
 
+use crate::api::Client;
 use crate::args::{TemplateBuild, TemplateRm};
 use crate::output::Output;
 use crate::table::{age, table};
@@ -8,7 +9,7 @@ use podflare_emulated_host::places::Places;
 use podflare_image::cache::Cache;
 use podflare_image::machine_settings::MachineSettings;
 use podflare_image::template::build::{Builder, Built};
-use podflare_image::template::declaration::{DEFAULT, Declaration};
+use podflare_image::template::declaration::{DEFAULT, Declaration, is_name};
 use podflare_image::template::manifest::TemplateManifest;
 use podflare_image::template::recipe::shipped;
 use podflare_image::template::store::Store;
@@ -32,6 +33,12 @@ pub(crate) fn build(args: &TemplateBuild, places: &Places, output: &Output) -> a
             manifest
         }
     };
+    match Client::of_running(&args.host, places)? {
+        Some(host) => host.take_template(&manifest.name, |state| {
+            output.step(&format!("template {} on the host: {state}", manifest.name));
+        })?,
+        None => output.note("No host runs here; the template is there when one is started."),
+    }
     output.line(&store.templates().join(&manifest.name).display().to_string())?;
     Ok(ExitCode::SUCCESS)
 }
@@ -59,9 +66,15 @@ pub(crate) fn rm(args: &TemplateRm, places: &Places, output: &Output) -> anyhow:
     if name == DEFAULT {
         bail!("The template {DEFAULT} is always there and cannot be removed");
     }
-    if !Store::open(&places.home)?.remove(name)? {
+    let store = Store::open(&places.home)?;
+    if !is_name(name) || store.find(name)?.is_none() {
         bail!("There is no template {name}; `podflare template ls` lists them");
     }
+    // The host first: it must not find the folder again.
+    if let Some(host) = Client::of_running(&args.host, places)? {
+        host.remove_template(name)?;
+    }
+    store.remove(name)?;
     output.note(&format!("The template {name} is removed."));
     Ok(ExitCode::SUCCESS)
 }

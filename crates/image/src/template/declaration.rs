@@ -304,7 +304,7 @@ fn wrong(key: &str, reason: &str) -> Wrong {
 }
 
 /// Names are in paths, URLs and tables.
-pub(crate) fn is_name(name: &str) -> bool {
+pub fn is_name(name: &str) -> bool {
     is_word(name, |c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
         && name.len() <= NAME_LEN_MAX
         && !name.starts_with('-')
