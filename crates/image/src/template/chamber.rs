@@ -109,7 +109,6 @@ impl Chamber<'_> {
         command.args(["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp", "--tmpfs", "/run"]);
         command.arg("--bind").arg(&self.place).arg("/run/podflare");
         command.args(["--ro-bind-try", "/etc/resolv.conf", "/etc/resolv.conf", "--chdir", "/root"]);
-        command.arg("--clearenv");
         let mut environment: BTreeMap<String, String> = ENVIRONMENT
             .iter()
             .chain(&PIP_ENVIRONMENT)
@@ -117,7 +116,8 @@ impl Chamber<'_> {
             .collect();
         self.share_settings(&mut command, &mut environment);
         environment.extend(self.environment.clone());
-        command.args(environment.iter().flat_map(|(name, value)| ["--setenv", name, value]));
+        // Not as arguments, which everyone on this machine sees: an index may have a password.
+        command.env_clear().envs(environment);
         if let Some(source) = source {
             command.arg("--ro-bind").arg(source).arg("/run/podflare/source");
         }
