@@ -8,9 +8,10 @@ use podflare_api::exec::{ExecEvent, ExecEventKind, ExecRequest};
 use podflare_api::id::SandboxId;
 use podflare_api::sandbox::{CreateSandbox, SandboxCreated, SandboxList, SandboxView};
 use podflare_emulated_host::places::Places;
+use serde::Deserialize;
 use std::io::{BufRead, BufReader, Read};
 use std::time::Duration;
-use ureq::http::Response;
+use ureq::http::{Response, StatusCode};
 use ureq::{Agent, Body};
 
 const DEFAULT_URL: &str = "http://127.0.0.1:7070";
@@ -19,12 +20,23 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(3);
 /// One line of an execution's stream.
 const EVENT_BYTES_MAX: u64 = 64 << 20;
+/// One line of a template's progress, which may quote a guest's console.
+const STATE_BYTES_MAX: u64 = 1 << 20;
 
 #[derive(Clone)]
 pub(crate) struct Client {
     agent: Agent,
     url: String,
     api_key: Option<String>,
+}
+
+/// A line of the host's answer when it takes a template.
+#[derive(Debug, Deserialize)]
+struct TemplateProgress {
+    #[serde(default)]
+    state: String,
+    #[serde(default)]
+    error: Option<String>,
 }
 
 /// What a host says of itself.
@@ -44,6 +56,12 @@ impl Client {
             None => Record::of_running_host(places)?.map_or(DEFAULT_URL.into(), |record| record.url()),
         };
         Ok(Client::new(url, host.api_key.clone()))
+    }
+
+    /// The host that is named, or else the one that was started here, if it runs.
+    pub(crate) fn of_running(host: &args::Host, places: &Places) -> anyhow::Result<Option<Client>> {
+        let runs = host.url.is_some() || Record::of_running_host(places)?.is_some();
+        runs.then(|| Client::of(host, places)).transpose()
     }
 
     pub(crate) fn new(url: String, api_key: Option<String>) -> Client {
@@ -111,6 +129,39 @@ impl Client {
                 return Ok(code);
             }
             each(&event.kind)?;
+        }
+    }
+
+    /// Has the host read a template's folder anew and make sandboxes of it; hands over each state on the way.
+    pub(crate) fn take_template(&self, name: &str, mut each: impl FnMut(&str)) -> anyhow::Result<()> {
+        let post = self.agent.post(self.address(&format!("/templates/{name}")));
+        let answer = self.checked(post.header("authorization", self.authorization()).send_empty())?;
+        let mut stream = BufReader::new(answer.into_body().into_reader());
+        let mut line = Vec::new();
+        loop {
+            line.clear();
+            let count = (&mut stream).take(STATE_BYTES_MAX).read_until(b'\n', &mut line);
+            if count.context("The host broke off")? == 0 {
+                return Ok(());
+            }
+            if line.trim_ascii().is_empty() {
+                continue;
+            }
+            let progress: TemplateProgress =
+                serde_json::from_slice(&line).context("Cannot understand the host")?;
+            if let Some(error) = progress.error {
+                bail!("The host cannot use the template {name}: {error}");
+            }
+            each(&progress.state);
+        }
+    }
+
+    /// Has the host end what it made of a template. One that it does not have is as good as removed.
+    pub(crate) fn remove_template(&self, name: &str) -> anyhow::Result<()> {
+        let request = self.agent.delete(self.address(&format!("/templates/{name}")));
+        match request.header("authorization", self.authorization()).call() {
+            Ok(answer) if answer.status() == StatusCode::NOT_FOUND => Ok(()),
+            answer => self.checked(answer).map(drop),
         }
     }
 
@@ -206,6 +257,24 @@ mod tests {
         });
         assert_eq!(code.unwrap(), 3);
         assert_eq!(seen, [ExecEventKind::Stdout("one".into()), ExecEventKind::Stderr("two".into())]);
+    }
+
+    #[test]
+    fn a_template_is_taken_state_by_state() {
+        let client = host_answering("200 OK", "{\"state\":\"booting\"}\n\n{\"state\":\"ready\"}\n");
+        let mut states = Vec::new();
+        client.take_template("mine", |state| states.push(state.to_owned())).unwrap();
+        assert_eq!(states, ["booting", "ready"]);
+        let client = host_answering("200 OK", "{\"state\":\"failed\",\"error\":\"no python3\"}\n");
+        let text = client.take_template("mine", |_| ()).unwrap_err().to_string();
+        assert!(text.contains("mine: no python3"), "{text}");
+    }
+
+    #[test]
+    fn a_template_that_the_host_does_not_have_is_as_good_as_removed() {
+        host_answering("404 Not Found", r#"{"error": "no such template"}"#).remove_template("mine").unwrap();
+        let busy = host_answering("409 Conflict", r#"{"error": "in use"}"#).remove_template("mine");
+        assert!(busy.unwrap_err().to_string().contains("in use"));
     }
 
     #[test]

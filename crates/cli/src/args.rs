@@ -34,6 +34,11 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: ImageCommand,
     },
+    /// Templates: what sandboxes are made of, beside the one that is always there
+    Template {
+        #[command(subcommand)]
+        command: TemplateCommand,
+    },
     /// List the sandboxes of a host
     Ls(Host),
     /// Run code in a new sandbox, which is closed afterwards; the exit code is the code's
@@ -74,6 +79,32 @@ pub(crate) struct ImageBuild {
     /// What goes in, instead of the definition that comes with this program
     #[arg(long, value_name = "FILE")]
     pub(crate) definition: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TemplateCommand {
+    /// Build a template, if anything that goes in has changed, and have the host that runs here take it
+    Build(TemplateBuild),
+    /// List the templates that were built here, and those that come with this program
+    Ls,
+    /// Remove a template, also from the host that runs here
+    Rm(TemplateRm),
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct TemplateBuild {
+    #[command(flatten)]
+    pub(crate) host: Host,
+    /// A file with a declaration, or the name of one that comes with this program
+    #[arg(value_name = "FILE|NAME")]
+    pub(crate) declaration: PathBuf,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct TemplateRm {
+    #[command(flatten)]
+    pub(crate) host: Host,
+    pub(crate) name: String,
 }
 
 /// Which host is meant.

@@ -5,12 +5,14 @@
 mod api;
 mod args;
 mod commands;
+mod guest_settings;
 mod interrupt;
 mod output;
 mod record;
 mod start;
+mod table;
 
-use args::{Args, Command, ImageCommand};
+use args::{Args, Command, ImageCommand, TemplateCommand};
 use clap::Parser;
 use output::Output;
 use podflare_emulated_host::places::Places;
@@ -33,6 +35,13 @@ fn run(args: Args, output: &Output) -> anyhow::Result<ExitCode> {
         Command::Doctor => commands::doctor::run(&places, output),
         Command::Image { command: ImageCommand::Build(build) } => {
             commands::image::build(&build, &places, output)
+        }
+        Command::Template { command: TemplateCommand::Build(build) } => {
+            commands::template::build(&build, &places, output)
+        }
+        Command::Template { command: TemplateCommand::Ls } => commands::template::ls(&places, output),
+        Command::Template { command: TemplateCommand::Rm(rm) } => {
+            commands::template::rm(&rm, &places, output)
         }
         Command::Ls(host) => commands::ls::run(&host, &places, output),
         Command::Run(run) => commands::run::run(&run, &places, output),

@@ -1,6 +1,7 @@
 //! Starts and stops hostd, natively or in an emulated host.
 
 use crate::args::Up;
+use crate::guest_settings::GuestSettings;
 use crate::record::{HostKind, Record, run_directory};
 use anyhow::{Context, bail};
 use podflare_emulated_host::job::{Job, Share, environment_beginning_with};
@@ -13,6 +14,7 @@ use podflare_image::cache::{Cache, KeyBuilder};
 use podflare_image::definition::HostDefinition;
 use podflare_image::guest::GuestImage;
 use podflare_image::host::HostImage;
+use podflare_image::template::store::Store;
 use rustix::process::Signal;
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -38,6 +40,8 @@ pub(crate) struct Plan<'a> {
     pub(crate) places: &'a Places,
     pub(crate) cache: &'a Cache,
     pub(crate) image: &'a GuestImage,
+    pub(crate) templates: &'a Store,
+    pub(crate) guests: &'a GuestSettings,
 }
 
 pub(crate) fn check_programs(places: &Places) -> anyhow::Result<()> {
@@ -149,7 +153,13 @@ impl Plan<'_> {
         let service = Service {
             image: &host_image,
             job: &job,
-            shares: &[Share::read_only(programs), Share::read_only(&self.image.directory)],
+            shares: &[
+                Share::lasting(programs),
+                Share::lasting(&self.image.directory),
+                Share::changing(self.templates.templates()),
+                Share::lasting(self.templates.roots()),
+                Share::lasting(&self.guests.directory),
+            ],
             guest_rootfs: &self.image.rootfs(),
             holder: &[programs.join("podflare-vmm").into(), "hold".into()],
             state_disk: &self.places.home.join("state.ext4"),
@@ -176,11 +186,15 @@ impl Plan<'_> {
 
     /// hostd's further settings are its own: it finds them as they are here, also in the emulated host.
     fn environment(&self) -> Vec<(String, OsString)> {
-        let mut environment = environment_beginning_with(&["PODFLARE_", "RUST_LOG"]);
+        let mut environment = self.guests.environment();
+        // What is set here by hand comes after it, and so counts.
+        environment.extend(environment_beginning_with(&["PODFLARE_", "RUST_LOG"]));
         environment.push(match &self.args.api_keys {
             Some(keys) => ("PODFLARE_API_KEYS".to_owned(), keys.into()),
             None => ("PODFLARE_AUTH_DISABLED".to_owned(), "1".into()),
         });
+        let templates = self.templates.templates().to_owned();
+        environment.push(("PODFLARE_TEMPLATE_DIR".to_owned(), templates.into()));
         // Its log is a file.
         environment.push(("NO_COLOR".to_owned(), "1".into()));
         if let Some(pool_size) = self.args.pool_size {

@@ -22,17 +22,42 @@ pub struct Job {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Share {
     pub directory: PathBuf,
-    /// What is not writable must not change on this side either: the emulated host keeps what it has read.
-    pub writable: bool,
+    pub access: Access,
+}
+
+/// What each side may do with a share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// No file ever changes under its name: the emulated host keeps what it has read. There may be new ones.
+    Lasting,
+    /// This machine may change it; the emulated host reads it anew each time.
+    Changing,
+    /// The emulated host may change it, too.
+    Writable,
+}
+
+impl Access {
+    /// For `images/emulated-host/init`.
+    fn word(self) -> &'static str {
+        match self {
+            Access::Lasting => "lasting",
+            Access::Changing => "changing",
+            Access::Writable => "writable",
+        }
+    }
 }
 
 impl Share {
-    pub fn read_only(directory: &Path) -> Share {
-        Share { directory: directory.to_owned(), writable: false }
+    pub fn lasting(directory: &Path) -> Share {
+        Share { directory: directory.to_owned(), access: Access::Lasting }
+    }
+
+    pub fn changing(directory: &Path) -> Share {
+        Share { directory: directory.to_owned(), access: Access::Changing }
     }
 
     pub fn writable(directory: &Path) -> Share {
-        Share { directory: directory.to_owned(), writable: true }
+        Share { directory: directory.to_owned(), access: Access::Writable }
     }
 }
 
@@ -71,8 +96,7 @@ pub(crate) fn write(
 fn share_list(shares: &[Share]) -> Vec<u8> {
     let mut list = Vec::new();
     for (index, share) in shares.iter().enumerate() {
-        let mode = if share.writable { "rw" } else { "ro" };
-        list.extend_from_slice(format!("{} {mode} ", tag(index)).as_bytes());
+        list.extend_from_slice(format!("{} {} ", tag(index), share.access.word()).as_bytes());
         list.extend_from_slice(share.directory.as_os_str().as_bytes());
         list.push(b'\n');
     }
@@ -145,7 +169,9 @@ mod tests {
 
     #[test]
     fn shares_are_listed_with_their_tags() {
-        let shares = [Share::read_only(Path::new("/a b")), Share::writable(Path::new("/c"))];
-        assert_eq!(share_list(&shares), b"share0 ro /a b\nshare1 rw /c\n");
+        let of = |path: &'static str| Path::new(path);
+        let shares = [Share::lasting(of("/a b")), Share::changing(of("/c")), Share::writable(of("/d"))];
+        let list = b"share0 lasting /a b\nshare1 changing /c\nshare2 writable /d\n";
+        assert_eq!(share_list(&shares), list);
     }
 }

@@ -120,7 +120,7 @@ impl Task {
         let mut shares: Vec<Share> = Vec::new();
         for path in wanted {
             if !shares.iter().any(|share| path.starts_with(&share.directory)) {
-                shares.push(Share::read_only(path));
+                shares.push(Share::lasting(path));
             }
         }
         if let Some(results) = &self.config.results {

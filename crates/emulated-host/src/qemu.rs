@@ -1,6 +1,6 @@
 //! QEMU's command line for the emulated host. Every option here was measured or has its reason beside it.
 
-use crate::job::{Share, tag};
+use crate::job::{Access, Share, tag};
 use crate::machine::Machine;
 use std::ffi::OsString;
 use std::net::SocketAddr;
@@ -118,8 +118,8 @@ impl CommandLine<'_> {
             arguments.option("-virtfs", &options, directory);
         };
         share("job", Path::new(JOB_DIRECTORY), true);
-        for (index, Share { directory, writable }) in self.shares.iter().enumerate() {
-            share(&tag(index), directory, *writable);
+        for (index, Share { directory, access }) in self.shares.iter().enumerate() {
+            share(&tag(index), directory, *access == Access::Writable);
         }
     }
 
@@ -189,7 +189,7 @@ mod tests {
 
     #[test]
     fn a_comma_in_a_path_is_doubled_only_among_properties() {
-        let words = arguments(&[Share::read_only(Path::new("/x,y"))], None);
+        let words = arguments(&[Share::lasting(Path::new("/x,y"))], None);
         assert!(words.contains(&"/images/a,b/vmlinux".to_owned()));
         let shared = words.iter().find(|word| word.contains("share0")).unwrap();
         assert!(shared.ends_with("readonly=on,path=/x,,y"), "{shared}");

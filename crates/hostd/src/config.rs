@@ -3,6 +3,7 @@
 use crate::network::dns::Upstreams;
 use crate::network::egress::Cidr;
 use crate::sandbox::state::{Terms, TermsOffered};
+use crate::template::guest_settings::{GuestSettings, GuestSettingsError};
 use clap::builder::{FalseyValueParser, RangedU64ValueParser};
 use clap::{ArgAction, Parser, ValueEnum};
 use podflare_wire::limits::VCPUS_MAX;
@@ -120,6 +121,20 @@ pub struct Arguments {
     #[arg(long, env = "PODFLARE_HEARTBEAT", default_value_t = 10, value_parser = seconds())]
     heartbeat: u64,
 
+    /// Certificates that guests trust besides their own: a file of PEM
+    #[arg(long, env = "PODFLARE_GUEST_CA_BUNDLE", value_name = "FILE")]
+    guest_ca_bundle: Option<PathBuf>,
+
+    /// A variable of all code in guests, such as a proxy or a package index; in the environment one a line
+    #[arg(
+        long,
+        env = "PODFLARE_GUEST_ENV",
+        value_name = "NAME=VALUE",
+        hide_env_values = true,
+        value_delimiter = '\n'
+    )]
+    guest_env: Vec<String>,
+
     /// Form of the log
     #[arg(long, env = "PODFLARE_LOG_FORMAT", default_value = "text")]
     log_format: LogFormat,
@@ -155,6 +170,7 @@ pub struct Settings {
     pub network: NetworkSettings,
     pub terms: TermsOffered,
     pub heartbeat: Duration,
+    pub guest_settings: GuestSettings,
     pub log_format: LogFormat,
     pub log: String,
 }
@@ -205,6 +221,8 @@ pub enum SettingsError {
     OpenToAll { listen: SocketAddr },
     #[error("Could not find the podflare-vmm program beside this one; set PODFLARE_VMM")]
     FindProgram(#[source] std::io::Error),
+    #[error("Guests cannot be told of this host's network")]
+    Guests(#[from] GuestSettingsError),
 }
 
 impl Arguments {
@@ -244,6 +262,7 @@ impl Arguments {
             },
             terms,
             heartbeat: Duration::from_secs(self.heartbeat),
+            guest_settings: GuestSettings::read(self.guest_ca_bundle.as_deref(), &self.guest_env)?,
             log_format: self.log_format,
             log: self.log,
         })

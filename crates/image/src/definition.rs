@@ -74,7 +74,8 @@ impl HostDefinition {
 }
 
 fn parse<T: for<'de> Deserialize<'de>>(name: &str, text: &str) -> Result<T, BuildError> {
-    toml::from_str(text).map_err(|source| BuildError::Definition { name: name.to_owned(), source })
+    toml::from_str(text)
+        .map_err(|source| BuildError::Definition { name: name.to_owned(), source: Box::new(source) })
 }
 
 #[cfg(test)]

@@ -32,7 +32,7 @@ impl GuestImage {
     ) -> Result<GuestImage, BuildError> {
         let (release, mirrors) = (&definition.release, &definition.mirrors);
         let kernel = Kernel::build(cache, release, mirrors, &definition.kernel, progress)?;
-        let root = build_root(cache, definition, &kernel, progress)?;
+        let root = build_root_disk(cache, definition, &kernel, progress)?;
         let key = image_key(definition, &kernel, agent)?;
         let directory = cache.part("guest", &key, |part| {
             progress("packing the guest's initramfs");
@@ -67,7 +67,7 @@ impl GuestImage {
     }
 }
 
-fn root_key(definition: &GuestDefinition, kernel: &Kernel) -> Key {
+pub(crate) fn system_key(definition: &GuestDefinition, kernel: &Kernel) -> KeyBuilder {
     let packages = kernel::key(&definition.release, &definition.mirrors, &definition.kernel);
     KeyBuilder::new()
         .bytes("kernel", packages.as_str().as_bytes())
@@ -76,8 +76,10 @@ fn root_key(definition: &GuestDefinition, kernel: &Kernel) -> Key {
         .list("packages", &definition.packages)
         .list("options", &definition.options)
         .bytes("customize", definition.customize.as_bytes())
-        .bytes("disk_gib", &definition.disk_gib.to_le_bytes())
-        .finish()
+}
+
+fn root_key(definition: &GuestDefinition, kernel: &Kernel) -> Key {
+    system_key(definition, kernel).bytes("disk_gib", &definition.disk_gib.to_le_bytes()).finish()
 }
 
 fn image_key(definition: &GuestDefinition, kernel: &Kernel, agent: &Path) -> Result<Key, BuildError> {
@@ -88,24 +90,39 @@ fn image_key(definition: &GuestDefinition, kernel: &Kernel, agent: &Path) -> Res
     Ok(key.finish())
 }
 
-fn build_root(
+/// The directory with `root.tar.zst`, from which root disks are made, and `packages`, dpkg's account of it.
+pub(crate) fn build_system(
+    cache: &Cache,
+    definition: &GuestDefinition,
+    kernel: &Kernel,
+    progress: Progress<'_>,
+) -> Result<PathBuf, BuildError> {
+    cache.part("system", &system_key(definition, kernel).finish(), |part| {
+        progress(&format!("installing the guest's {} system", definition.release));
+        let tar = part.join("root.tar");
+        debian::install_system(definition, &kernel.modules_directory(), &tar)?;
+        let packages = part.join("packages");
+        fs::write(&packages, debian::package_status(&tar)?).map_err(BuildError::file("write", &packages))?;
+        tool::output(tool::command("zstd")?.args(["-q", "--rm", "-T0"]).arg(&tar))?;
+        Ok(())
+    })
+}
+
+fn build_root_disk(
     cache: &Cache,
     definition: &GuestDefinition,
     kernel: &Kernel,
     progress: Progress<'_>,
 ) -> Result<PathBuf, BuildError> {
     cache.part("rootfs", &root_key(definition, kernel), |part| {
-        progress(&format!("installing the guest's {} system", definition.release));
-        let tar = part.join("root.tar");
-        debian::install_system(definition, &kernel.modules_directory(), &tar)?;
-        let packages = part.join("packages");
-        fs::write(&packages, debian::package_status(&tar)?).map_err(BuildError::file("write", &packages))?;
+        let system = build_system(cache, definition, kernel, progress)?;
         progress("making the guest's root disk");
+        let (from, packages) = (system.join("packages"), part.join("packages"));
+        fs::copy(&from, &packages).map_err(BuildError::file("copy", &from))?;
         let disk = part.join("rootfs.ext4");
-        disk::ext4_from_tar(&tar, &disk, definition.disk_gib)?;
+        disk::ext4_from_tar(&system.join("root.tar.zst"), &disk, definition.disk_gib)?;
         let digest = part.join("rootfs.ext4.sha256");
-        fs::write(&digest, digest_file(&disk)?).map_err(BuildError::file("write", &digest))?;
-        fs::remove_file(&tar).map_err(BuildError::file("remove", &tar))
+        fs::write(&digest, digest_file(&disk)?).map_err(BuildError::file("write", &digest))
     })
 }
 

@@ -8,6 +8,9 @@ pub mod definition;
 pub mod error;
 pub mod guest;
 pub mod host;
+pub mod machine_settings;
+pub mod oci;
+pub mod template;
 pub mod tool;
 
 mod cpio;

@@ -23,6 +23,8 @@ const TOOLS: &[Tool] = &[
     // With it mmdebstrap finds out which keys a mirror's packages are signed with.
     Tool { program: "gpg", package: "gpg" },
     Tool { program: "strip", package: "binutils" },
+    // Runs a new root's own programs, shut in.
+    Tool { program: "bwrap", package: "bubblewrap" },
     Tool { program: "lz4", package: "lz4" },
     Tool { program: "xz", package: "xz-utils" },
     Tool { program: "zstd", package: "zstd" },
@@ -61,6 +63,7 @@ pub enum ToolError {
 
 /// How much of a failed program's complaint is worth repeating.
 const COMPLAINT_LINES: usize = 12;
+const TAIL_BYTES: usize = 64 * 1024;
 
 /// Where administrators' programs are, which are not on every user's `PATH`.
 const ADMINISTRATION: [&str; 2] = ["/usr/sbin", "/sbin"];
@@ -74,13 +77,17 @@ pub fn find(program: &str) -> Option<PathBuf> {
         .find(|candidate| candidate.is_file())
 }
 
-/// A command for one of the tools.
-pub(crate) fn command(program: &str) -> Result<Command, ToolError> {
-    let missing = || {
+/// Where one of the tools is.
+pub(crate) fn path(program: &str) -> Result<PathBuf, ToolError> {
+    find(program).ok_or_else(|| {
         let package = TOOLS.iter().find(|tool| tool.program == program).map_or("it", |tool| tool.package);
         ToolError::Missing { program: program.to_owned(), package }
-    };
-    let mut command = Command::new(find(program).ok_or_else(missing)?);
+    })
+}
+
+/// A command for one of the tools.
+pub(crate) fn command(program: &str) -> Result<Command, ToolError> {
+    let mut command = Command::new(path(program)?);
     command.stdin(Stdio::null());
     Ok(command)
 }
@@ -94,6 +101,45 @@ pub(crate) fn output(command: &mut Command) -> Result<Vec<u8>, ToolError> {
     }
     let complaint = last_lines(&String::from_utf8_lossy(&output.stderr), COMPLAINT_LINES);
     Err(ToolError::Failed { program, status: output.status.to_string(), complaint })
+}
+
+/// Runs to the end. Of whatever it writes, on standard output or error, only the end is kept, for a complaint.
+pub(crate) fn run(command: &mut Command) -> Result<(), ToolError> {
+    let program = name(command);
+    let failed = |source| ToolError::Spawn { program: program.clone(), source };
+    let (mut reader, writer) = io::pipe().map_err(failed)?;
+    let stderr = writer.try_clone().map_err(failed)?;
+    command.stdin(Stdio::null()).stdout(writer).stderr(stderr);
+    let mut child = command.spawn().map_err(failed)?;
+    // Only the child has the pipe's other end from now on.
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    let mut tail = Tail::default();
+    let read = io::copy(&mut reader, &mut tail);
+    let status = child.wait().map_err(failed)?;
+    read.map_err(failed)?;
+    if status.success() {
+        return Ok(());
+    }
+    let complaint = last_lines(&String::from_utf8_lossy(&tail.0), COMPLAINT_LINES);
+    Err(ToolError::Failed { program, status: status.to_string(), complaint })
+}
+
+/// The end of what is written to it.
+#[derive(Default)]
+struct Tail(Vec<u8>);
+
+impl io::Write for Tail {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.extend_from_slice(bytes);
+        if self.0.len() > 2 * TAIL_BYTES {
+            self.0.drain(..self.0.len() - TAIL_BYTES);
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// The directories in which a tool finds the tools that it calls itself.
@@ -122,6 +168,15 @@ mod tests {
         assert_eq!(find("no-such-program"), None);
         let text = command("no-such-program").unwrap_err().to_string();
         assert!(text.contains("no-such-program is missing"), "{text}");
+    }
+
+    #[test]
+    fn of_endless_output_only_the_end_is_kept() {
+        let mut command = Command::new("sh");
+        command.args(["-c", "yes | head -c 10000000; echo the last words >&2; exit 3"]);
+        let text = run(&mut command).unwrap_err().to_string();
+        assert!(text.ends_with("y\nthe last words") && text.len() < 1000, "{text}");
+        run(Command::new("sh").args(["-c", "echo fine"])).unwrap();
     }
 
     #[test]

@@ -3,6 +3,8 @@
 pub(crate) mod bash;
 pub(crate) mod repl;
 
+mod environment;
+
 use rustix::io::Errno;
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, prlimit, setrlimit};
 use std::fs::File;
@@ -54,7 +56,7 @@ impl<'a> Workplace<'a> {
     /// A command with the environment of user code, and no input.
     fn command(&self, program: &str) -> Command {
         let mut command = Command::new(program);
-        command.env_clear().envs(ENVIRONMENT).env("HOME", self.home);
+        command.env_clear().envs(ENVIRONMENT).envs(environment::of_machine()).env("HOME", self.home);
         command.stdin(std::process::Stdio::null());
         command
     }

@@ -6,4 +6,5 @@ pub(crate) mod image;
 pub(crate) mod ls;
 pub(crate) mod run;
 pub(crate) mod status;
+pub(crate) mod template;
 pub(crate) mod up;

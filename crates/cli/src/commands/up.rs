@@ -2,6 +2,7 @@
 
 use crate::api::{Client, Health};
 use crate::args::Up;
+use crate::guest_settings::GuestSettings;
 use crate::output::Output;
 use crate::record::{HostKind, Record};
 use crate::start::{self, Plan};
@@ -12,6 +13,7 @@ use podflare_emulated_host::process::ProcessId;
 use podflare_image::cache::Cache;
 use podflare_image::definition::GuestDefinition;
 use podflare_image::guest::GuestImage;
+use podflare_image::template::store::Store;
 use rustix::fs::{FlockOperation, flock};
 use std::fs::{self, File};
 use std::process::ExitCode;
@@ -36,7 +38,10 @@ pub(crate) fn run(args: &Up, places: &Places, output: &Output) -> anyhow::Result
     }
     let (kind, reason) = choose(args, places, output);
     output.note(&format!("Sandboxes run {}: {reason}", kind.name()));
-    let plan = Plan { args, places, cache: &cache, image: &image };
+    let templates = Store::open(&places.home)?;
+    let guests = GuestSettings::of_this_machine(places)?;
+    guests.remarks().iter().for_each(|remark| output.note(remark));
+    let plan = Plan { args, places, cache: &cache, image: &image, templates: &templates, guests: &guests };
     let child = start::start(kind, &plan, &|text| output.step(text))?;
     let process = ProcessId::of(child.id()).with_context(|| start::last_words(kind, places))?;
     let record = Record { kind, reason, process, listen: args.listen, contents };

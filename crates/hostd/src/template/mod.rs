@@ -1,5 +1,7 @@
 //! The machine that all sandboxes are copies of: booted once, settled, frozen, and rested.
 
+pub mod guest_settings;
+
 mod rest;
 
 use crate::chain::chain;
@@ -118,7 +120,7 @@ pub async fn boot(
         disk_gib: DISK_GIB,
     };
     let (machine, booted) = vmm.boot(&boot_spec(&shape, settings)).map_err(BootError::Start)?;
-    match settle_in_time(&*machine, &identity, booted, settings.boot_timeout).await {
+    match settle_in_time(&*machine, &identity, booted, settings).await {
         Ok(()) => {
             // Copies work without; they only take longer.
             let hot_pages = learn_hot_pages(&*machine, &identity).await.unwrap_or_else(|error| {
@@ -138,11 +140,12 @@ async fn settle_in_time(
     machine: &dyn Machine,
     identity: &GuestIdentity,
     booted: Pending<()>,
-    boot_timeout: Duration,
+    settings: &Settings,
 ) -> Result<(), BootError> {
+    let boot_timeout = settings.boot_timeout;
     let mut last = "its VMM has not answered".to_owned();
     let outcome = tokio::select! {
-        settled = timeout(boot_timeout, settle(machine, identity, booted, &mut last)) => settled,
+        settled = timeout(boot_timeout, settle(machine, identity, booted, settings, &mut last)) => settled,
         ending = machine.ended() => return Err(ended(&ending)),
     };
     match outcome {
@@ -176,6 +179,7 @@ async fn settle(
     machine: &dyn Machine,
     identity: &GuestIdentity,
     booted: Pending<()>,
+    settings: &Settings,
     last: &mut String,
 ) -> Result<(), SettleError> {
     booted.await?;
@@ -193,6 +197,9 @@ async fn settle(
     };
     "its Python REPL has not answered".clone_into(last);
     run(&mut agent, Language::Python, "print(1)").await?;
+    if let Some(code) = settings.guest_settings.code() {
+        run(&mut agent, Language::Python, &code).await?;
+    }
     "its bash has not answered".clone_into(last);
     run(&mut agent, Language::Bash, "true").await?;
     drop(agent);
