@@ -17,7 +17,9 @@ from podflare_bench.host import Figures, Host
 BURST = 50
 FILE_LEN = 256 * 1024
 _FILE = os.urandom(FILE_LEN)
+LONG_FILE_LEN = 64 * 1024 * 1024
 _FILE_PATH = "/root/bench"
+_LONG_FILE_PATH = "/root/bench-long"
 _CLOSERS = 8
 
 _OWN_RUNS = 20
@@ -163,7 +165,7 @@ def destroy(host: Host, _: Sandbox) -> Figures:
 
 def upload(host: Host, sandbox: Sandbox) -> Figures:
     """Write a file."""
-    with host.measured(streams=True) as figures:
+    with host.measured() as figures:
         sandbox.upload(_FILE, _FILE_PATH)
     return figures
 
@@ -175,6 +177,24 @@ def download(host: Host, sandbox: Sandbox) -> Figures:
         content = sandbox.download(_FILE_PATH)
     if content != _FILE:
         raise PodflareError("A file came back as another one")
+    return figures
+
+
+def upload_long(host: Host, sandbox: Sandbox) -> Figures:
+    """Write a file that is longer than all buffers on its way."""
+    content = _FILE * (LONG_FILE_LEN // FILE_LEN)
+    with host.measured() as figures:
+        sandbox.upload(content, _LONG_FILE_PATH)
+    return figures
+
+
+def download_long(host: Host, sandbox: Sandbox) -> Figures:
+    """Read such a file part by part, and keep none of it."""
+    sandbox.upload(_FILE * (LONG_FILE_LEN // FILE_LEN), _LONG_FILE_PATH)
+    with host.measured(streams=True) as figures, sandbox.files.stream(_LONG_FILE_PATH) as parts:
+        length = sum(len(part) for part in parts)
+    if length != LONG_FILE_LEN:
+        raise PodflareError(f"A file of {LONG_FILE_LEN} bytes came back with {length}")
     return figures
 
 
@@ -270,6 +290,8 @@ MERGE = "merge_into"
 DESTROY = "destroy"
 UPLOAD = "upload 256 KB"
 DOWNLOAD = "download 256 KB"
+UPLOAD_LONG = "upload 64 MiB"
+DOWNLOAD_LONG = "download 64 MiB"
 CHECKPOINT = "checkpoint"
 RESTORE = "restore"
 
@@ -292,6 +314,8 @@ OPERATIONS = (
     Operation(DESTROY, destroy),
     Operation(UPLOAD, upload),
     Operation(DOWNLOAD, download),
+    Operation(UPLOAD_LONG, upload_long, rarity=20),
+    Operation(DOWNLOAD_LONG, download_long, rarity=20),
     Operation(CHECKPOINT, checkpoint, rarity=5),
     Operation(RESTORE, restore, rarity=5),
 )

@@ -58,7 +58,7 @@ pub enum Request {
     Move { from: Vec<u8>, to: Vec<u8> },
     /// Answered with `Done`.
     Remove { path: Vec<u8>, recursive: bool },
-    /// Answered with `Watching`, then `Events`, until either side closes.
+    /// Answered with `Watching`, then `Events`, until hostd closes; `Done` if what is watched is gone.
     Watch { path: Vec<u8>, recursive: bool },
 }
 

@@ -42,7 +42,7 @@ pub(super) fn watch(peer: &mut Peer, path: &Path, recursive: bool) -> Outcome<()
             peer.send(&Answer::Events(batch))?;
         }
     }
-    Ok(())
+    peer.send(&Answer::Done)
 }
 
 /// Waits for events. hostd has nothing more to say: whatever comes of it is the end.

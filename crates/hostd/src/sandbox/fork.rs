@@ -63,7 +63,7 @@ async fn fork_sandbox(
     source: &Sandbox,
     request: &ForkRequest,
 ) -> Result<(Forked, Phases), ForkError> {
-    let _forking = source.begin_fork();
+    let _in_use = source.begin_use();
     let machine = || match app.registry.names(source) {
         true => Ok(source.machine().clone()),
         false => Err(CopyError::SourceEnded.into()),

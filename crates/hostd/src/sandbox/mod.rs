@@ -19,6 +19,7 @@ pub mod copies;
 pub mod create;
 pub mod events;
 pub mod execution;
+pub mod files;
 pub mod fork;
 pub mod lines;
 pub mod merge;
@@ -38,6 +39,7 @@ use copies::OwnCopy;
 use execution::{Chunk, Place, Taken};
 use podflare_api::id::{CheckpointId, SandboxId};
 use podflare_api::sandbox::{SandboxState, SandboxView};
+use podflare_wire::files::OPERATIONS_MAX;
 use podflare_wire::guest::{ExecId, Language};
 use podflare_wire::limits::{CODE_LEN_MAX, EXECS_MAX};
 use replay::Replay;
@@ -94,6 +96,7 @@ struct Shared {
     executions: AtomicU32,
     places: Arc<Semaphore>,
     code_room: Arc<Semaphore>,
+    file_places: Arc<Semaphore>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -135,6 +138,7 @@ impl Sandbox {
             executions: AtomicU32::new(0),
             places: Arc::new(Semaphore::new(EXECS_MAX)),
             code_room: Arc::new(Semaphore::new(CODE_QUEUED_LEN_MAX)),
+            file_places: Arc::new(Semaphore::new(OPERATIONS_MAX)),
         }));
         let task = Task::new(sandbox.clone(), agent, receiver);
         (sandbox, task)
@@ -190,9 +194,14 @@ impl Sandbox {
     }
 
     /// Keeps the sandbox from idling for as long as it is held.
-    pub fn begin_fork(&self) -> Forking<'_> {
-        self.tell(Command::ForkBegun);
-        Forking(self)
+    pub fn begin_use(&self) -> InUse {
+        self.tell(Command::UseBegun);
+        InUse(self.clone())
+    }
+
+    /// A place among the sandbox's file operations, unless all are taken.
+    pub fn file_place(&self) -> Option<OwnedSemaphorePermit> {
+        self.0.file_places.clone().try_acquire_owned().ok()
     }
 
     /// Lives on under another sandbox's identity.
@@ -272,13 +281,13 @@ impl Sandbox {
     }
 }
 
-/// A fork under way.
+/// A fork or a file operation under way.
 #[derive(Debug)]
-pub struct Forking<'a>(&'a Sandbox);
+pub struct InUse(Sandbox);
 
-impl Drop for Forking<'_> {
+impl Drop for InUse {
     fn drop(&mut self) {
-        self.0.tell(Command::ForkEnded);
+        self.0.tell(Command::UseEnded);
     }
 }
 

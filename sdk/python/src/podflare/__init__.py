@@ -25,8 +25,18 @@ from podflare._errors import (
     SandboxNotFoundError,
     UnauthorizedError,
 )
+from podflare._files import Files
 from podflare._sandbox import PartialFork, Sandbox
-from podflare._types import CheckpointInfo, Event, ExecResult, ForkFailure, Language, SandboxInfo
+from podflare._types import (
+    CheckpointInfo,
+    Event,
+    ExecResult,
+    FileEntry,
+    FileEvent,
+    ForkFailure,
+    Language,
+    SandboxInfo,
+)
 from podflare._version import __version__
 
 __all__ = [
@@ -41,7 +51,10 @@ __all__ = [
     "Diff",
     "Event",
     "ExecResult",
+    "FileEntry",
+    "FileEvent",
     "FileTransferError",
+    "Files",
     "ForkFailure",
     "HostError",
     "HostTimeoutError",

@@ -64,7 +64,7 @@ async fn take_of(
         return Err(TakeError::TooMany);
     }
     let slot = app.acquire_slots(1)?;
-    let _forking = source.begin_fork();
+    let _in_use = source.begin_use();
     let begun = Instant::now();
     let _turn = app.admission.turn(1).await?;
     let wait = begun.elapsed();

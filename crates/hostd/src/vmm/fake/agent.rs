@@ -5,7 +5,7 @@
 //! `stall` (of the guest) · `forge` (output of an execution that does not run) · `pass`, and what hostd runs in
 //! a template: `print(1)` and `true`.
 
-use super::{Core, World, take_time};
+use super::{Core, World, stand_still_if_so, take_time};
 use crate::vmm::Ending;
 use podflare_wire::codec::{FrameReader, encode_frame};
 use podflare_wire::control::EndReason;
@@ -79,12 +79,6 @@ pub(super) async fn serve(stream: DuplexStream, core: &Arc<Core>) {
         () = run_all(queue, &writer, core) => {}
     }
     stand_still_if_so(core).await;
-}
-
-async fn stand_still_if_so(core: &Core) {
-    if core.guest().stands_still {
-        std::future::pending::<()>().await;
-    }
 }
 
 async fn take(

@@ -1,10 +1,11 @@
 //! Machines in memory, for tests and for clients' tests on hosts without KVM.
 //!
 //! They keep the real ones' rules (what may be asked of a running and of a frozen machine, fork,
-//! resets, endings) and serve the real guest protocol, with a toy language in place of Python and bash.
+//! resets, endings) and serve the real guest protocols, with a toy language in place of Python and bash.
 //! They prove nothing about time or memory.
 
 mod agent;
+mod files;
 
 use crate::pool::policy::Memory;
 use crate::vmm::{
@@ -13,15 +14,19 @@ use crate::vmm::{
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, ready};
 use podflare_wire::control::{EndReason, PageRun};
+use podflare_wire::files::{Event as FileEvent, FILES_PORT};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::{broadcast, watch};
 use tokio::task::AbortHandle;
 
 /// Bytes that a stream to a fake guest holds on their way.
 const STREAM_LEN: usize = 64 * 1024;
+
+/// Events of files that a watch may be late by.
+const FILE_EVENTS_MAX: usize = 64;
 
 /// What a fork of a running machine is said to have cost it.
 const PAUSE: Duration = Duration::from_millis(1);
@@ -208,6 +213,7 @@ struct Core {
     number: u32,
     state: watch::Sender<State>,
     guest: Mutex<Guest>,
+    file_events: broadcast::Sender<FileEvent>,
     connections: Mutex<Vec<AbortHandle>>,
 }
 
@@ -222,6 +228,7 @@ enum State {
 #[derive(Debug, Clone, Default)]
 struct Guest {
     variables: BTreeMap<String, String>,
+    files: files::Files,
     hostname: String,
     entropy: Vec<u8>,
     stands_still: bool,
@@ -229,6 +236,12 @@ struct Guest {
     reported_bytes: Option<u64>,
     /// One of them is made each time that somebody asks a running machine.
     reports_left: u32,
+}
+
+async fn stand_still_if_so(core: &Core) {
+    if core.guest().stands_still {
+        std::future::pending::<()>().await;
+    }
 }
 
 impl FakeMachine {
@@ -240,6 +253,7 @@ impl FakeMachine {
             number,
             state: watch::Sender::new(state),
             guest: Mutex::new(guest),
+            file_events: broadcast::Sender::new(FILE_EVENTS_MAX),
             connections: Mutex::default(),
         };
         let core = Arc::new(core);
@@ -367,7 +381,7 @@ impl Machine for FakeMachine {
         ready(frozen).boxed()
     }
 
-    fn connect(&self, _port: u32) -> Result<Box<dyn GuestStream>, VmmError> {
+    fn connect(&self, port: u32) -> Result<Box<dyn GuestStream>, VmmError> {
         if self.core.has_ended() {
             return Err(VmmError::Ended);
         }
@@ -376,7 +390,10 @@ impl Machine for FakeMachine {
         let connection = tokio::spawn(async move {
             let mut state = core.state.subscribe();
             if state.wait_for(|state| *state == State::Running).await.is_ok() {
-                agent::serve(theirs, &core).await;
+                match port {
+                    FILES_PORT => files::serve(theirs, &core).await,
+                    _ => agent::serve(theirs, &core).await,
+                }
             }
         });
         lock(&self.core.connections).push(connection.abort_handle());
