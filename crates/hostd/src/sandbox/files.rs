@@ -134,7 +134,8 @@ impl Operation {
         mut self,
         body: impl Stream<Item = Result<Bytes, E>>,
     ) -> Result<Entry, FileError> {
-        let mut body = pin!(body);
+        // It may have ended before the guest refuses it.
+        let mut body = pin!(body.fuse());
         let Operation { incoming, outgoing, .. } = &mut self;
         let answer = {
             let mut answer = pin!(incoming.answer());
