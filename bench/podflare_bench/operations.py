@@ -33,6 +33,22 @@ def own_time():
 print([own_time() for _ in range({_OWN_RUNS})])
 """
 
+_SYNCS = 20
+_SYNC_TIME = """
+def sync_times(length, count):
+    import os, time
+    block, times = os.urandom(1 << 20)[:length], []
+    with open("/root/bench-disk", "wb", buffering=0) as file:
+        for _ in range(count):
+            start = time.perf_counter_ns()
+            for _ in range(max(1, length >> 20)):
+                file.write(block)
+            os.fsync(file.fileno())
+            times.append((time.perf_counter_ns() - start) / 1e6)
+    os.remove("/root/bench-disk")
+    return times
+"""
+
 
 def http_answer(host: Host, _: Sandbox) -> Figures:
     """Ask for nothing."""
@@ -198,6 +214,18 @@ def download_long(host: Host, sandbox: Sandbox) -> Figures:
     return figures
 
 
+def disk_sync(_: Host, sandbox: Sandbox) -> Figures:
+    """Let the guest write a block and sync it; it measures itself."""
+    code = f"{_SYNC_TIME}\nprint(sync_times(4096, {_SYNCS}))"
+    return {"guest": [float(ms) for ms in json.loads(output(sandbox, code))]}
+
+
+def disk_write(_: Host, sandbox: Sandbox) -> Figures:
+    """Let the guest write a long file and sync it; it measures itself."""
+    code = f"{_SYNC_TIME}\nprint(sync_times({LONG_FILE_LEN}, 1))"
+    return {"guest": [float(ms) for ms in json.loads(output(sandbox, code))]}
+
+
 def checkpoint(host: Host, _: Sandbox) -> Figures:
     """Keep the state of a sandbox that has run code."""
     with host.sandbox() as sandbox:
@@ -292,6 +320,8 @@ UPLOAD = "upload 256 KB"
 DOWNLOAD = "download 256 KB"
 UPLOAD_LONG = "upload 64 MiB"
 DOWNLOAD_LONG = "download 64 MiB"
+DISK_SYNC = "disk: 4 KiB written and synced"
+DISK_WRITE = "disk: 64 MiB written and synced"
 CHECKPOINT = "checkpoint"
 RESTORE = "restore"
 
@@ -316,6 +346,8 @@ OPERATIONS = (
     Operation(DOWNLOAD, download),
     Operation(UPLOAD_LONG, upload_long, rarity=20),
     Operation(DOWNLOAD_LONG, download_long, rarity=20),
+    Operation(DISK_SYNC, disk_sync, rarity=20),
+    Operation(DISK_WRITE, disk_write, rarity=20),
     Operation(CHECKPOINT, checkpoint, rarity=5),
     Operation(RESTORE, restore, rarity=5),
 )

@@ -58,6 +58,8 @@ pub enum Request {
     Move { from: Vec<u8>, to: Vec<u8> },
     /// Answered with `Done`.
     Remove { path: Vec<u8>, recursive: bool },
+    /// Waits until the root disk has so many bytes, and grows its file system to as many. Answered with `Done`.
+    GrowRoot { bytes: u64 },
     /// Answered with `Watching`, then `Events`, until hostd closes; `Done` if what is watched is gone.
     Watch { path: Vec<u8>, recursive: bool },
 }

@@ -6,6 +6,8 @@
 mod content;
 mod draft;
 mod entry;
+#[expect(unsafe_code, reason = "the ioctl that grows an ext4 file system")]
+mod grow;
 mod list;
 mod path;
 mod peer;
@@ -110,6 +112,10 @@ fn operate(peer: &mut Peer, request: Request, home: &Path) -> Outcome<()> {
         }
         Request::Remove { path, recursive } => {
             tree::remove(&resolve(home, &path)?, recursive)?;
+            Answer::Done
+        }
+        Request::GrowRoot { bytes } => {
+            grow::grow_root(bytes)?;
             Answer::Done
         }
         Request::Watch { path, recursive } => return watch::watch(peer, &resolve(home, &path)?, recursive),

@@ -142,7 +142,9 @@ impl From<CreateError> for ApiError {
             CreateError::NotReady { .. } => StatusCode::SERVICE_UNAVAILABLE,
             CreateError::NoSlot(error) => status_of_no_slot(error),
             CreateError::Busy(error) => return ApiError::busy(error),
-            CreateError::Copy(_) | CreateError::Ended => StatusCode::INTERNAL_SERVER_ERROR,
+            CreateError::Copy(_) | CreateError::Grow(_) | CreateError::Ended => {
+                StatusCode::INTERNAL_SERVER_ERROR
+            }
         };
         ApiError::new(status, &error)
     }

@@ -86,11 +86,32 @@ struct Incoming {
 impl Operation {
     /// Sends a request to the guest's file server.
     pub async fn begin(app: &App, id: &str, request: &Request) -> Result<Operation, FileError> {
-        let mut operation = Operation::connect(app, id, matches!(request, Request::Watch { .. }))?;
+        Operation::connect(app, id, matches!(request, Request::Watch { .. }))?.send(request).await
+    }
+
+    /// The same in a sandbox that nobody knows yet.
+    pub async fn begin_unregistered(sandbox: &Sandbox, request: &Request) -> Result<Operation, FileError> {
+        let place = sandbox.file_place().ok_or(FileError::TooMany)?;
+        let stream = sandbox.machine().connect(FILES_PORT).map_err(FileError::Connect)?;
+        Operation::new(stream, sandbox.clone(), place, None).send(request).await
+    }
+
+    async fn send(mut self, request: &Request) -> Result<Operation, FileError> {
         let frame = encode_frame(request);
         // One that does not take it may have said why.
-        timeout(PATIENCE, operation.outgoing.write_all(&frame)).await.map_err(|_| FileError::Silent)?.ok();
-        Ok(operation)
+        timeout(PATIENCE, self.outgoing.write_all(&frame)).await.map_err(|_| FileError::Silent)?.ok();
+        Ok(self)
+    }
+
+    fn new(
+        stream: Box<dyn GuestStream>,
+        sandbox: Sandbox,
+        place: OwnedSemaphorePermit,
+        in_use: Option<(InUse, Executing)>,
+    ) -> Operation {
+        let (read, outgoing) = tokio::io::split(stream);
+        let incoming = Incoming { read, buffer: BytesMut::new(), chunk_left: 0 };
+        Operation { incoming, outgoing, sandbox, _place: place, _in_use: in_use }
     }
 
     /// A sandbox that ends when it has just been found may have been replaced by a merge or a restore.
@@ -104,9 +125,7 @@ impl Operation {
                 Err(VmmError::Ended) => continue,
                 Err(error) => return Err(FileError::Connect(error)),
             };
-            let (read, outgoing) = tokio::io::split(stream);
-            let incoming = Incoming { read, buffer: BytesMut::new(), chunk_left: 0 };
-            return Ok(Operation { incoming, outgoing, sandbox, _place: place, _in_use: in_use });
+            return Ok(Operation::new(stream, sandbox, place, in_use));
         }
         Err(FindError::Unknown.into())
     }

@@ -71,7 +71,7 @@ async fn fork_sandbox(
     make_children(app, machine, request, || {
         let identity = source.identity();
         let lineage = Lineage {
-            shape: source.lineage().shape.clone(),
+            shape: source.shape().clone(),
             parent: Some(identity.id.clone()),
             checkpoint: None,
             generation: source.lineage().generation + 1,

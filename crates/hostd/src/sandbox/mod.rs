@@ -21,6 +21,7 @@ pub mod events;
 pub mod execution;
 pub mod files;
 pub mod fork;
+pub mod grow;
 pub mod lines;
 pub mod merge;
 pub mod ping;
@@ -88,6 +89,8 @@ struct Shared {
     replay: Mutex<Replay>,
     identity: Mutex<Identity>,
     lineage: Lineage,
+    /// What it has instead of its lineage's shape, if its disk has grown.
+    grown: OnceLock<Arc<Shape>>,
     forked_at_ms: u64,
     /// Known before `commands` is closed.
     end_cause: OnceLock<EndCause>,
@@ -132,6 +135,7 @@ impl Sandbox {
             replay: Mutex::default(),
             identity: Mutex::new(identity),
             lineage,
+            grown: OnceLock::new(),
             forked_at_ms,
             end_cause: OnceLock::new(),
             renewed: AtomicBool::new(agent.is_renewed()),
@@ -232,6 +236,17 @@ impl Sandbox {
         self.0.identity.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What its machine is made of.
+    pub fn shape(&self) -> &Arc<Shape> {
+        self.0.grown.get().unwrap_or(&self.0.lineage.shape)
+    }
+
+    /// Its disk has grown, which happens once, before it is handed out.
+    fn set_disk_gib(&self, disk_gib: u32) {
+        let grown = Shape { disk_gib, ..Shape::clone(&self.0.lineage.shape) };
+        self.0.grown.set(Arc::new(grown)).ok();
+    }
+
     pub fn lineage(&self) -> &Lineage {
         &self.0.lineage
     }
@@ -243,7 +258,8 @@ impl Sandbox {
 
     pub fn view(&self) -> SandboxView {
         let identity = self.identity().clone();
-        let Lineage { shape, checkpoint, generation, .. } = &self.0.lineage;
+        let Lineage { checkpoint, generation, .. } = &self.0.lineage;
+        let shape = self.shape();
         SandboxView {
             id: identity.id,
             state: SandboxState::Ready,

@@ -35,7 +35,7 @@ class Sandbox:
         timeout_seconds: Longest life, in seconds.
         idle_timeout_seconds: Longest time without running code, in seconds.
         ram_mib: Memory, in MiB. Not yet: every sandbox has its template's.
-        rootfs_gb: Disk, in GiB. Not yet: every sandbox has its template's.
+        rootfs_gb: Disk, in GiB; at least the template's 4. Copies have the same.
         persistent: Freeze the sandbox when it is idle for too long, instead of destroying it. Not yet: hosts
             destroy it.
         egress: Whether it reaches the network. Fork children inherit this. Not yet: no sandbox has a network.

@@ -86,7 +86,7 @@ async fn take_of(
             name,
             machine: twin.copy,
             sandbox: Mutex::new(identity.id.clone()),
-            shape: source.lineage().shape.clone(),
+            shape: source.shape().clone(),
             generation: source.lineage().generation,
             terms: identity.terms,
             created_at_ms: unix_time_ms(),

@@ -11,6 +11,7 @@ use podflare_wire::files::{
 use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::sync::broadcast::error::RecvError;
 
@@ -48,6 +49,7 @@ pub(super) async fn serve(mut stream: DuplexStream, core: &Arc<Core>) {
         Request::Stat { path } => entry(core, &absolute(&path)).map(Answer::Entry),
         Request::MakeDirectory { path, mode } => make_directory(core, absolute(&path), mode),
         Request::Move { from, to } => rename(core, &absolute(&from), absolute(&to)),
+        Request::GrowRoot { bytes } => grow_root(core, bytes),
         Request::Remove { path, recursive } => remove(core, &absolute(&path), recursive),
     };
     send(&mut stream, &answered.unwrap_or_else(Answer::Failed)).await;
@@ -234,6 +236,15 @@ fn make_directory(core: &Core, path: Vec<u8>, mode: Option<u32>) -> Result<Answe
 fn rename(core: &Core, from: &[u8], to: Vec<u8>) -> Result<Answer, Failure> {
     let moved = core.guest().files.remove(from).ok_or_else(|| failure(Errno::NOENT, from))?;
     put(core, to, moved.content, moved.mode).map(Answer::Entry)
+}
+
+fn grow_root(core: &Core, bytes: u64) -> Result<Answer, Failure> {
+    let mut guest = core.guest();
+    if guest.disk_bytes < bytes || core.world.refuses_growth.load(Ordering::SeqCst) {
+        return Err(failure(Errno::TIMEDOUT, b"the disk"));
+    }
+    guest.file_system_bytes = bytes;
+    Ok(Answer::Done)
 }
 
 fn remove(core: &Core, path: &[u8], recursive: bool) -> Result<Answer, Failure> {

@@ -16,7 +16,7 @@ use futures_util::future::{BoxFuture, ready};
 use podflare_wire::control::{EndReason, PageRun};
 use podflare_wire::files::{Event as FileEvent, FILES_PORT};
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 use tokio::sync::{broadcast, watch};
@@ -58,6 +58,7 @@ struct World {
     renewals_to_leave_pending: AtomicU32,
     clocks_set: AtomicU32,
     pauses: AtomicU32,
+    refuses_growth: AtomicBool,
     memory: Mutex<Option<Memory>>,
 }
 
@@ -137,6 +138,11 @@ impl FakeVmm {
     /// The REPLs of the next so many renewed guests are too busy to be renewed with them.
     pub fn leave_renewals_pending(&self, count: u32) {
         self.0.renewals_to_leave_pending.store(count, Ordering::SeqCst);
+    }
+
+    /// From now on no guest's file system grows.
+    pub fn refuse_growth(&self) {
+        self.0.refuses_growth.store(true, Ordering::SeqCst);
     }
 
     /// From now on the host has so much memory. Before, nobody knows how much.
@@ -229,6 +235,9 @@ enum State {
 struct Guest {
     variables: BTreeMap<String, String>,
     files: files::Files,
+    /// Of a disk that has grown; its file system has as many when it was told to.
+    disk_bytes: u64,
+    file_system_bytes: u64,
     hostname: String,
     entropy: Vec<u8>,
     stands_still: bool,
@@ -371,6 +380,18 @@ impl Machine for FakeMachine {
             guest.reported_bytes = guest.reported_bytes.map(|bytes| bytes + REPORT_LEN);
         }
         ready(Ok(guest.reported_bytes)).boxed()
+    }
+
+    fn grow_disk(&self, bytes: u64) -> Pending<()> {
+        let grown = match *self.core.state.borrow() {
+            State::Running => Ok(()),
+            State::Frozen => Err(VmmError::Refused { reason: "the machine is frozen".to_owned() }),
+            State::Ended(_) => Err(VmmError::Ended),
+        };
+        if grown.is_ok() {
+            self.core.guest().disk_bytes = bytes;
+        }
+        ready(grown).boxed()
     }
 
     fn freeze(&self) -> Pending<()> {
