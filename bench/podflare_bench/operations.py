@@ -17,7 +17,9 @@ from podflare_bench.host import Figures, Host
 BURST = 50
 FILE_LEN = 256 * 1024
 _FILE = os.urandom(FILE_LEN)
+LONG_FILE_LEN = 64 * 1024 * 1024
 _FILE_PATH = "/root/bench"
+_LONG_FILE_PATH = "/root/bench-long"
 _CLOSERS = 8
 
 _OWN_RUNS = 20
@@ -29,6 +31,22 @@ def own_time():
         exec(compile("print(1)", "<bench>", "exec"), {{}})
     return (time.perf_counter_ns() - start) / 1e6
 print([own_time() for _ in range({_OWN_RUNS})])
+"""
+
+_SYNCS = 20
+_SYNC_TIME = """
+def sync_times(length, count):
+    import os, time
+    block, times = os.urandom(1 << 20)[:length], []
+    with open("/root/bench-disk", "wb", buffering=0) as file:
+        for _ in range(count):
+            start = time.perf_counter_ns()
+            for _ in range(max(1, length >> 20)):
+                file.write(block)
+            os.fsync(file.fileno())
+            times.append((time.perf_counter_ns() - start) / 1e6)
+    os.remove("/root/bench-disk")
+    return times
 """
 
 
@@ -163,7 +181,7 @@ def destroy(host: Host, _: Sandbox) -> Figures:
 
 def upload(host: Host, sandbox: Sandbox) -> Figures:
     """Write a file."""
-    with host.measured(streams=True) as figures:
+    with host.measured() as figures:
         sandbox.upload(_FILE, _FILE_PATH)
     return figures
 
@@ -176,6 +194,36 @@ def download(host: Host, sandbox: Sandbox) -> Figures:
     if content != _FILE:
         raise PodflareError("A file came back as another one")
     return figures
+
+
+def upload_long(host: Host, sandbox: Sandbox) -> Figures:
+    """Write a file that is longer than all buffers on its way."""
+    content = _FILE * (LONG_FILE_LEN // FILE_LEN)
+    with host.measured() as figures:
+        sandbox.upload(content, _LONG_FILE_PATH)
+    return figures
+
+
+def download_long(host: Host, sandbox: Sandbox) -> Figures:
+    """Read such a file part by part, and keep none of it."""
+    sandbox.upload(_FILE * (LONG_FILE_LEN // FILE_LEN), _LONG_FILE_PATH)
+    with host.measured(streams=True) as figures, sandbox.files.stream(_LONG_FILE_PATH) as parts:
+        length = sum(len(part) for part in parts)
+    if length != LONG_FILE_LEN:
+        raise PodflareError(f"A file of {LONG_FILE_LEN} bytes came back with {length}")
+    return figures
+
+
+def disk_sync(_: Host, sandbox: Sandbox) -> Figures:
+    """Let the guest write a block and sync it; it measures itself."""
+    code = f"{_SYNC_TIME}\nprint(sync_times(4096, {_SYNCS}))"
+    return {"guest": [float(ms) for ms in json.loads(output(sandbox, code))]}
+
+
+def disk_write(_: Host, sandbox: Sandbox) -> Figures:
+    """Let the guest write a long file and sync it; it measures itself."""
+    code = f"{_SYNC_TIME}\nprint(sync_times({LONG_FILE_LEN}, 1))"
+    return {"guest": [float(ms) for ms in json.loads(output(sandbox, code))]}
 
 
 def checkpoint(host: Host, _: Sandbox) -> Figures:
@@ -270,6 +318,10 @@ MERGE = "merge_into"
 DESTROY = "destroy"
 UPLOAD = "upload 256 KB"
 DOWNLOAD = "download 256 KB"
+UPLOAD_LONG = "upload 64 MiB"
+DOWNLOAD_LONG = "download 64 MiB"
+DISK_SYNC = "disk: 4 KiB written and synced"
+DISK_WRITE = "disk: 64 MiB written and synced"
 CHECKPOINT = "checkpoint"
 RESTORE = "restore"
 
@@ -292,6 +344,10 @@ OPERATIONS = (
     Operation(DESTROY, destroy),
     Operation(UPLOAD, upload),
     Operation(DOWNLOAD, download),
+    Operation(UPLOAD_LONG, upload_long, rarity=20),
+    Operation(DOWNLOAD_LONG, download_long, rarity=20),
+    Operation(DISK_SYNC, disk_sync, rarity=20),
+    Operation(DISK_WRITE, disk_write, rarity=20),
     Operation(CHECKPOINT, checkpoint, rarity=5),
     Operation(RESTORE, restore, rarity=5),
 )

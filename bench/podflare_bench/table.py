@@ -88,6 +88,10 @@ ROWS = (
     Row(operations.DESTROY, floor=(HTTP,)),
     Row(operations.UPLOAD, floor=(HTTP, PING)),
     Row(operations.DOWNLOAD, floor=(HTTP, PING)),
+    Row(operations.UPLOAD_LONG, floor=(HTTP, PING)),
+    Row(operations.DOWNLOAD_LONG, floor=(HTTP, PING)),
+    Row(operations.DISK_SYNC, "guest"),
+    Row(operations.DISK_WRITE, "guest"),
     Row(operations.CHECKPOINT, floor=(HTTP, KERNEL_FORK)),
     Row(operations.RESTORE, floor=(HTTP, KERNEL_FORK, VM, PING)),
 )
@@ -132,6 +136,15 @@ def notes(results: Results) -> Iterator[str]:
     for operation in operations.OPERATIONS:
         if phases := _phases(operation.name, results):
             yield f"- {operation.name}, phases at the host, p50: {phases}."
+    long = (
+        (operations.UPLOAD_LONG, "caller"),
+        (operations.DOWNLOAD_LONG, "caller"),
+        (operations.DISK_WRITE, "guest"),
+    )
+    for operation_name, figure in long:
+        if p50_ms := results.p50(operation_name, figure):
+            rate = operations.LONG_FILE_LEN / 2**20 / (p50_ms / 1000)
+            yield f"- {operation_name}: {rate:,.0f} MiB/s."
     if results.never_idle:
         yield f"- The host was still busy {results.never_idle} times when a sample began."
     for operation_name, reason in results.failures.items():

@@ -121,18 +121,7 @@ fn a_fork_says_for_how_long_it_has_paused_its_source() {
 
 #[test]
 fn a_full_host_disk_is_an_error_in_the_guest_and_nothing_more() {
-    // A state directory of 64 MiB: far less than a guest may write.
-    let state_dir = tempfile::tempdir().unwrap();
-    let size = std::ffi::CString::new("size=64m").unwrap();
-    rustix::mount::mount(
-        "tmpfs",
-        state_dir.path(),
-        "tmpfs",
-        rustix::mount::MountFlags::empty(),
-        Some(&*size),
-    )
-    .unwrap();
-    let mounted = Unmount(state_dir.path().to_owned());
+    let (state_dir, mounted) = small_state_dir();
     let host = Host::start_with_state_dir(0, state_dir);
     let filler = host.create();
     let filled =
@@ -150,6 +139,40 @@ fn a_full_host_disk_is_an_error_in_the_guest_and_nothing_more() {
     assert_eq!(written.exit_code, 0);
     drop(host);
     drop(mounted);
+}
+
+#[test]
+fn what_a_guest_deletes_is_free_for_others_while_it_lives() {
+    let (state_dir, mounted) = small_state_dir();
+    let host = Host::start_with_state_dir(0, state_dir);
+    let write = "dd if=/dev/zero of=/root/big bs=1M count=40 conv=fsync; echo dd=$?";
+    let (first, second) = (host.create(), host.create());
+    assert!(host.bash(&first, write).unwrap().stdout.contains("dd=0"));
+    let beside = host.bash(&second, write).unwrap();
+    assert!(beside.stdout.contains("dd=1"), "there is room for one of them: {beside:?}");
+    for sandbox in [&first, &second] {
+        assert_eq!(host.bash(sandbox, "rm /root/big && sync").unwrap().exit_code, 0);
+    }
+    let after = host.bash(&second, write).unwrap();
+    assert!(after.stdout.contains("dd=0"), "{after:?}");
+    drop(host);
+    drop(mounted);
+}
+
+/// A state directory of 64 MiB: far less than a guest may write.
+fn small_state_dir() -> (tempfile::TempDir, Unmount) {
+    let state_dir = tempfile::tempdir().unwrap();
+    let size = std::ffi::CString::new("size=64m").unwrap();
+    rustix::mount::mount(
+        "tmpfs",
+        state_dir.path(),
+        "tmpfs",
+        rustix::mount::MountFlags::empty(),
+        Some(&*size),
+    )
+    .unwrap();
+    let mounted = Unmount(state_dir.path().to_owned());
+    (state_dir, mounted)
 }
 
 /// Unmounts the directory in the end.

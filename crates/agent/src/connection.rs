@@ -8,12 +8,13 @@ use podflare_wire::guest::{Event, Request};
 use podflare_wire::limits::REQUEST_FRAME_LEN_MAX;
 use std::future::poll_fn;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixListener;
-use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener};
+use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener, VsockStream};
 
 /// Bytes read from a connection at a time.
 const READ_LEN: usize = 64 * 1024;
@@ -41,15 +42,26 @@ impl Listener {
 
     /// The next connection. Only the host may have one: programs in the guest reach vsock too.
     pub(crate) async fn accept(&self) -> io::Result<Box<dyn Stream>> {
-        let listener = match self {
-            Listener::Unix(listener) => return Ok(Box::new(listener.accept().await?.0)),
-            Listener::Vsock(listener) => listener,
-        };
-        loop {
-            let (stream, peer) = poll_fn(|context| listener.poll_accept(context)).await?;
-            if peer.cid() == VMADDR_CID_HOST {
-                return Ok(Box::new(stream));
-            }
+        Ok(match self {
+            Listener::Unix(listener) => Box::new(listener.accept().await?.0),
+            Listener::Vsock(listener) => Box::new(accept_from_host(listener).await?),
+        })
+    }
+
+    /// As `accept`, for a thread of its own.
+    pub(crate) async fn accept_blocking(&self) -> io::Result<OwnedFd> {
+        Ok(match self {
+            Listener::Unix(listener) => listener.accept().await?.0.into_std()?.into(),
+            Listener::Vsock(listener) => accept_from_host(listener).await?.into(),
+        })
+    }
+}
+
+async fn accept_from_host(listener: &VsockListener) -> io::Result<VsockStream> {
+    loop {
+        let (stream, peer) = poll_fn(|context| listener.poll_accept(context)).await?;
+        if peer.cid() == VMADDR_CID_HOST {
+            return Ok(stream);
         }
     }
 }

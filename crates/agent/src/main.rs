@@ -1,13 +1,14 @@
 //! The guest's one program: `/init` of the initramfs, then process 1, then the agent as its child.
 //!
 //! Which of the three it is stands in its arguments; each is described at the head of its module.
-//! `serve --unix PATH [--home DIR]` runs the agent on a development machine.
+//! `serve --unix PATH [--home DIR]` runs the agent on a development machine, with its file server at `PATH.files`.
 
 mod connection;
 mod console;
 #[expect(unsafe_code, reason = "two ioctls of /dev/urandom")]
 mod entropy;
 mod exec;
+mod files;
 mod init;
 mod initramfs;
 mod loopback;
@@ -22,10 +23,11 @@ use anyhow::Context;
 use connection::Listener;
 use console::say;
 use exec::Workplace;
+use podflare_wire::files::FILES_PORT;
 use podflare_wire::guest::AGENT_PORT;
 use renew::{OwnKernel, SharedKernel};
 use rustix::fs::Mode;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -54,17 +56,31 @@ fn serve(socket: Option<&Path>, home: &Path) -> anyhow::Result<std::convert::Inf
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         // Before the agent's own directory changes, which a relative path would then mean.
-        let listener = match socket {
-            Some(socket) => {
-                Listener::unix(socket).with_context(|| format!("Could not listen on {socket:?}"))?
-            }
-            None => Listener::vsock(AGENT_PORT).context("Could not listen on vsock")?,
+        let (files, listener) = match socket {
+            // The agent's own comes last: who can connect to it finds both.
+            Some(socket) => (unix(&with_suffix(socket, ".files"))?, unix(socket)?),
+            None => (vsock(FILES_PORT)?, vsock(AGENT_PORT)?),
         };
         let workplace =
             Workplace::new(home).with_context(|| format!("Could not enter {}", home.display()))?;
+        tokio::spawn(files::serve(files, home.to_owned()));
         Ok(match socket {
             Some(_) => serve::serve(&listener, SharedKernel, workplace).await?,
             None => serve::serve(&listener, OwnKernel::default(), workplace).await?,
         })
     })
+}
+
+fn unix(socket: &Path) -> anyhow::Result<Listener> {
+    Listener::unix(socket).with_context(|| format!("Could not listen on {socket:?}"))
+}
+
+fn vsock(port: u32) -> anyhow::Result<Listener> {
+    Listener::vsock(port).with_context(|| format!("Could not listen on vsock port {port}"))
+}
+
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut path = path.as_os_str().to_owned();
+    path.push(suffix);
+    path.into()
 }

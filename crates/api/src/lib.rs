@@ -7,6 +7,7 @@ pub mod capacity;
 pub mod checkpoint;
 pub mod error;
 pub mod exec;
+pub mod file;
 pub mod id;
 pub mod network;
 pub mod openapi;

@@ -7,17 +7,19 @@ use crate::capacity::{Capacity, TemplateCapacity};
 use crate::checkpoint::{CheckpointList, CheckpointRequest, CheckpointView, RestoreRequest};
 use crate::error::ErrorBody;
 use crate::exec::{ExecEvent, ExecEventKind, ExecRequest, Language};
+use crate::file::{FileEntry, FileEvent, FileEventKind, FileKind, FileList};
 use crate::id::{CheckpointId, SandboxId};
 use crate::network::{AllowList, Egress, NetworkView, SetEgress};
 use crate::sandbox::{
     ChildFailure, CreateSandbox, ForkRequest, Forked, SandboxCreated, SandboxList, SandboxState, SandboxView,
 };
 use utoipa::OpenApi;
-use utoipa::openapi::path::{HttpMethod, OperationBuilder, ParameterBuilder, ParameterIn};
-use utoipa::openapi::request_body::RequestBodyBuilder;
+use utoipa::openapi::path::{HttpMethod, OperationBuilder, Parameter, ParameterBuilder, ParameterIn};
+use utoipa::openapi::request_body::{RequestBody, RequestBodyBuilder};
+use utoipa::openapi::schema::Type;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::{
-    Content, InfoBuilder, LicenseBuilder, PathItem, Ref, Required, Response, ResponseBuilder,
+    Content, InfoBuilder, LicenseBuilder, Object, PathItem, Ref, Required, Response, ResponseBuilder,
 };
 
 /// One endpoint.
@@ -27,7 +29,8 @@ pub struct Endpoint {
     pub path: &'static str,
     id: &'static str,
     summary: &'static str,
-    request: Option<&'static str>,
+    query: &'static [QueryParameter],
+    request: Request,
     success: Success,
     /// Error answers beside 401 and 403, and those about every body, with what they mean.
     errors: &'static [(&'static str, &'static str)],
@@ -38,16 +41,40 @@ pub struct Endpoint {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Method {
     Get,
-    Post,
     Put,
+    Post,
     Delete,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Request {
+    None,
+    Json(&'static str),
+    /// Any bytes, without a limit.
+    Bytes,
+}
+
+#[derive(Debug)]
+struct QueryParameter {
+    name: &'static str,
+    meaning: &'static str,
+    required: bool,
+    kind: QueryKind,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum QueryKind {
+    Text,
+    Flag,
+    Number,
 }
 
 #[derive(Debug, Clone, Copy)]
 enum Success {
     Json(&'static str),
     /// One event a line, with blank lines as heartbeats.
-    Events,
+    Events(&'static str),
+    Bytes,
     Text,
     Document,
     Empty,
@@ -67,6 +94,47 @@ const CROWDED: (&str, &str) =
 const LONG_BODY: (&str, &str) = ("413", "The body is too long");
 const FAILED: (&str, &str) = ("500", "The machine could not do it; the text says why");
 
+const NO_FILE: (&str, &str) = (
+    "404",
+    "There is no such file: `code` is `ENOENT`; or, without a `code`, no such sandbox, or it has ended",
+);
+const BAD_QUERY: (&str, &str) = ("400", "The query cannot be understood, or the path is too long");
+const DENIED: (&str, &str) = (
+    "403",
+    "The file system does not allow it; or the request comes from a web page, where the host has no keys",
+);
+const WRONG_KIND: (&str, &str) =
+    ("409", "What is there is of another kind, in use, or not empty; `code` is Linux's name of the error");
+const NO_SPACE: (&str, &str) = ("507", "The sandbox's disk is full; an upload has left nothing");
+const BUSY_FILES: (&str, &str) = ("429", "32 file operations are under way in this sandbox");
+const NO_AGENT: (&str, &str) = ("503", "The agent in the sandbox has died and is started again");
+const SILENT: (&str, &str) = ("504", "The guest has not answered in time");
+
+const PATH: QueryParameter =
+    path_parameter("path", "Absolute, or relative to /root. Any percent-encoded bytes but NUL");
+const MODE: QueryParameter = QueryParameter {
+    name: "mode",
+    meaning: "Permissions in octal, such as 0644; a file that is replaced keeps its own otherwise",
+    required: false,
+    kind: QueryKind::Text,
+};
+const RECURSIVE: QueryParameter = QueryParameter {
+    name: "recursive",
+    meaning: "Also what is below it; otherwise false",
+    required: false,
+    kind: QueryKind::Flag,
+};
+const DEPTH: QueryParameter = QueryParameter {
+    name: "depth",
+    meaning: "How many levels of folders to list; otherwise 1",
+    required: false,
+    kind: QueryKind::Number,
+};
+
+const fn path_parameter(name: &'static str, meaning: &'static str) -> QueryParameter {
+    QueryParameter { name, meaning, required: true, kind: QueryKind::Text }
+}
+
 /// Every endpoint of the contract.
 pub const ENDPOINTS: &[Endpoint] = &[
     Endpoint {
@@ -74,7 +142,8 @@ pub const ENDPOINTS: &[Endpoint] = &[
         path: "/v1/healthz",
         id: "healthz",
         summary: "`ok` as soon as sandboxes can be created",
-        request: None,
+        query: &[],
+        request: Request::None,
         success: Success::Text,
         errors: &[FULL],
         open: true,
@@ -84,7 +153,8 @@ pub const ENDPOINTS: &[Endpoint] = &[
         path: "/v1/sandboxes",
         id: "create_sandbox",
         summary: "Creates a sandbox; it is ready when this answers",
-        request: Some("CreateSandbox"),
+        query: &[],
+        request: Request::Json("CreateSandbox"),
         success: Success::Json("SandboxCreated"),
         errors: &[BAD_BODY, ("404", "There is no such template"), LONG_BODY, FAILED, FULL],
         open: false,
@@ -94,7 +164,8 @@ pub const ENDPOINTS: &[Endpoint] = &[
         path: "/v1/sandboxes",
         id: "list_sandboxes",
         summary: "Lists sandboxes, oldest first",
-        request: None,
+        query: &[],
+        request: Request::None,
         success: Success::Json("SandboxList"),
         errors: &[],
         open: false,
@@ -104,7 +175,8 @@ pub const ENDPOINTS: &[Endpoint] = &[
         path: "/v1/sandboxes/{id}",
         id: "inspect_sandbox",
         summary: "Looks at one sandbox",
-        request: None,
+        query: &[],
+        request: Request::None,
         success: Success::Json("SandboxView"),
         errors: &[UNKNOWN],
         open: false,
@@ -114,7 +186,8 @@ pub const ENDPOINTS: &[Endpoint] = &[
         path: "/v1/sandboxes/{id}",
         id: "delete_sandbox",
         summary: "Ends a sandbox and its checkpoints; the same answer when there is none",
-        request: None,
+        query: &[],
+        request: Request::None,
         success: Success::Empty,
         errors: &[],
         open: false,
@@ -124,7 +197,8 @@ pub const ENDPOINTS: &[Endpoint] = &[
         path: "/v1/sandboxes/{id}/network",
         id: "inspect_network",
         summary: "Tells what a sandbox may reach, and what has gone through its network card",
-        request: None,
+        query: &[],
+        request: Request::None,
         success: Success::Json("NetworkView"),
         errors: &[UNKNOWN, FAILED],
         open: false,
@@ -134,7 +208,8 @@ pub const ENDPOINTS: &[Endpoint] = &[
         path: "/v1/sandboxes/{id}/egress",
         id: "set_egress",
         summary: "Changes what a sandbox may reach, from the answer on, also for connections that are open",
-        request: Some("SetEgress"),
+        query: &[],
+        request: Request::Json("SetEgress"),
         success: Success::Json("NetworkView"),
         errors: &[BAD_BODY, UNKNOWN, ("409", "The host has no network for its sandboxes"), LONG_BODY, FAILED],
         open: false,
@@ -144,8 +219,9 @@ pub const ENDPOINTS: &[Endpoint] = &[
         path: "/v1/sandboxes/{id}/exec",
         id: "exec",
         summary: "Runs code and streams its events; the last is always `exit`",
-        request: Some("ExecRequest"),
-        success: Success::Events,
+        query: &[],
+        request: Request::Json("ExecRequest"),
+        success: Success::Events("ExecEvent"),
         errors: &[
             BAD_BODY,
             UNKNOWN,
@@ -160,7 +236,8 @@ pub const ENDPOINTS: &[Endpoint] = &[
         path: "/v1/sandboxes/{id}/ping",
         id: "ping",
         summary: "Asks the guest's agent for an answer; `guest` in `Server-Timing` is its round trip",
-        request: None,
+        query: &[],
+        request: Request::None,
         success: Success::Empty,
         errors: &[
             UNKNOWN,
@@ -175,9 +252,110 @@ pub const ENDPOINTS: &[Endpoint] = &[
         path: "/v1/sandboxes/{id}/replay",
         id: "replay",
         summary: "The sandbox's most recent events, of all its executions",
-        request: None,
-        success: Success::Events,
+        query: &[],
+        request: Request::None,
+        success: Success::Events("ExecEvent"),
         errors: &[UNKNOWN],
+        open: false,
+    },
+    Endpoint {
+        method: Method::Get,
+        path: "/v1/sandboxes/{id}/files",
+        id: "download_file",
+        summary: "Reads a file, or with `Range` a part of it; HEAD tells its size only",
+        query: &[PATH],
+        request: Request::None,
+        success: Success::Bytes,
+        errors: &[
+            BAD_QUERY,
+            DENIED,
+            NO_FILE,
+            WRONG_KIND,
+            ("416", "The file is shorter than that"),
+            BUSY_FILES,
+            NO_AGENT,
+            SILENT,
+        ],
+        open: false,
+    },
+    Endpoint {
+        method: Method::Put,
+        path: "/v1/sandboxes/{id}/files",
+        id: "upload_file",
+        summary: "Writes a file, whole or not at all, making its folders; symbolic links are followed",
+        query: &[PATH, MODE],
+        request: Request::Bytes,
+        success: Success::Json("FileEntry"),
+        errors: &[BAD_QUERY, DENIED, NO_FILE, WRONG_KIND, BUSY_FILES, NO_AGENT, SILENT, NO_SPACE],
+        open: false,
+    },
+    Endpoint {
+        method: Method::Delete,
+        path: "/v1/sandboxes/{id}/files",
+        id: "remove_file",
+        summary: "Removes a file, a symbolic link itself, or a folder, which must be empty unless `recursive`",
+        query: &[PATH, RECURSIVE],
+        request: Request::None,
+        success: Success::Empty,
+        errors: &[BAD_QUERY, DENIED, NO_FILE, WRONG_KIND, BUSY_FILES, NO_AGENT, SILENT],
+        open: false,
+    },
+    Endpoint {
+        method: Method::Get,
+        path: "/v1/sandboxes/{id}/files/stat",
+        id: "stat_file",
+        summary: "Looks at a file or folder, or at a symbolic link itself",
+        query: &[PATH],
+        request: Request::None,
+        success: Success::Json("FileEntry"),
+        errors: &[BAD_QUERY, DENIED, NO_FILE, WRONG_KIND, BUSY_FILES, NO_AGENT, SILENT],
+        open: false,
+    },
+    Endpoint {
+        method: Method::Get,
+        path: "/v1/sandboxes/{id}/files/list",
+        id: "list_files",
+        summary: "Lists a folder, and those below it as deep as is asked for",
+        query: &[PATH, DEPTH],
+        request: Request::None,
+        success: Success::Json("FileList"),
+        errors: &[BAD_QUERY, DENIED, NO_FILE, WRONG_KIND, BUSY_FILES, NO_AGENT, SILENT],
+        open: false,
+    },
+    Endpoint {
+        method: Method::Post,
+        path: "/v1/sandboxes/{id}/files/mkdir",
+        id: "make_directory",
+        summary: "Makes a folder and its parents; one that is there stays as it is",
+        query: &[PATH, MODE],
+        request: Request::None,
+        success: Success::Json("FileEntry"),
+        errors: &[BAD_QUERY, DENIED, NO_FILE, WRONG_KIND, BUSY_FILES, NO_AGENT, SILENT, NO_SPACE],
+        open: false,
+    },
+    Endpoint {
+        method: Method::Post,
+        path: "/v1/sandboxes/{id}/files/move",
+        id: "move_file",
+        summary: "Renames a file or folder within its file system; a file of that name is replaced",
+        query: &[
+            path_parameter("from", "What is moved, a symbolic link itself"),
+            path_parameter("to", "Its new path; folders on the way are made"),
+        ],
+        request: Request::None,
+        success: Success::Json("FileEntry"),
+        errors: &[BAD_QUERY, DENIED, NO_FILE, WRONG_KIND, BUSY_FILES, NO_AGENT, SILENT, NO_SPACE],
+        open: false,
+    },
+    Endpoint {
+        method: Method::Get,
+        path: "/v1/sandboxes/{id}/files/watch",
+        id: "watch_files",
+        summary: "Streams what happens to a file or in a folder from the answer's head on, until that is gone",
+        query: &[PATH, RECURSIVE],
+        request: Request::None,
+        success: Success::Events("FileEvent"),
+        errors: &[BAD_QUERY, DENIED, NO_FILE, WRONG_KIND, BUSY_FILES, NO_AGENT, SILENT, NO_SPACE],
         open: false,
     },
     Endpoint {
@@ -185,7 +363,8 @@ pub const ENDPOINTS: &[Endpoint] = &[
         path: "/v1/sandboxes/{id}/fork",
         id: "fork",
         summary: "Copies a sandbox as it is now; every child is ready when this answers",
-        request: Some("ForkRequest"),
+        query: &[],
+        request: Request::Json("ForkRequest"),
         success: Success::Json("Forked"),
         errors: &[BAD_BODY, UNKNOWN, LONG_BODY, FAILED, FULL],
         open: false,
@@ -195,7 +374,8 @@ pub const ENDPOINTS: &[Endpoint] = &[
         path: "/v1/sandboxes/{parent}/merge_into/{winner}",
         id: "merge_into",
         summary: "Puts the winner's machine in the parent's place; the winner's own id is gone",
-        request: None,
+        query: &[],
+        request: Request::None,
         success: Success::Empty,
         errors: &[("400", "Parent and winner are the same sandbox"), UNKNOWN],
         open: false,
@@ -205,7 +385,8 @@ pub const ENDPOINTS: &[Endpoint] = &[
         path: "/v1/sandboxes/{id}/checkpoints",
         id: "checkpoint",
         summary: "Keeps a sandbox's state as it is now; the sandbox runs on",
-        request: Some("CheckpointRequest"),
+        query: &[],
+        request: Request::Json("CheckpointRequest"),
         success: Success::Json("CheckpointView"),
         errors: &[
             BAD_BODY,
@@ -222,7 +403,8 @@ pub const ENDPOINTS: &[Endpoint] = &[
         path: "/v1/sandboxes/{id}/checkpoints",
         id: "list_checkpoints_of_sandbox",
         summary: "Lists a sandbox's checkpoints, oldest first, also when it has ended but not been deleted",
-        request: None,
+        query: &[],
+        request: Request::None,
         success: Success::Json("CheckpointList"),
         errors: &[UNKNOWN],
         open: false,
@@ -232,7 +414,8 @@ pub const ENDPOINTS: &[Endpoint] = &[
         path: "/v1/sandboxes/{id}/restore",
         id: "restore",
         summary: "Puts a copy of a checkpoint in its sandbox's place; both ids and the checkpoint stay",
-        request: Some("RestoreRequest"),
+        query: &[],
+        request: Request::Json("RestoreRequest"),
         success: Success::Empty,
         errors: &[
             ("400", "The body cannot be understood, or the checkpoint is another sandbox's"),
@@ -248,7 +431,8 @@ pub const ENDPOINTS: &[Endpoint] = &[
         path: "/v1/checkpoints",
         id: "list_checkpoints",
         summary: "Lists checkpoints, oldest first",
-        request: None,
+        query: &[],
+        request: Request::None,
         success: Success::Json("CheckpointList"),
         errors: &[],
         open: false,
@@ -258,7 +442,8 @@ pub const ENDPOINTS: &[Endpoint] = &[
         path: "/v1/checkpoints/{checkpoint}",
         id: "inspect_checkpoint",
         summary: "Looks at one checkpoint",
-        request: None,
+        query: &[],
+        request: Request::None,
         success: Success::Json("CheckpointView"),
         errors: &[UNKNOWN_CHECKPOINT],
         open: false,
@@ -268,7 +453,8 @@ pub const ENDPOINTS: &[Endpoint] = &[
         path: "/v1/checkpoints/{checkpoint}",
         id: "delete_checkpoint",
         summary: "Ends a checkpoint; the same answer when there is none",
-        request: None,
+        query: &[],
+        request: Request::None,
         success: Success::Empty,
         errors: &[],
         open: false,
@@ -278,7 +464,8 @@ pub const ENDPOINTS: &[Endpoint] = &[
         path: "/v1/checkpoints/{checkpoint}/fork",
         id: "fork_checkpoint",
         summary: "Makes sandboxes of a checkpoint; every child is ready when this answers",
-        request: Some("ForkRequest"),
+        query: &[],
+        request: Request::Json("ForkRequest"),
         success: Success::Json("Forked"),
         errors: &[BAD_BODY, UNKNOWN_CHECKPOINT, LONG_BODY, FAILED, FULL],
         open: false,
@@ -288,7 +475,8 @@ pub const ENDPOINTS: &[Endpoint] = &[
         path: "/v1/capacity",
         id: "capacity",
         summary: "What the host has ready and what it has given out",
-        request: None,
+        query: &[],
+        request: Request::None,
         success: Success::Json("Capacity"),
         errors: &[],
         open: false,
@@ -298,7 +486,8 @@ pub const ENDPOINTS: &[Endpoint] = &[
         path: "/openapi.json",
         id: "openapi",
         summary: "This document",
-        request: None,
+        query: &[],
+        request: Request::None,
         success: Success::Document,
         errors: &[],
         open: true,
@@ -320,6 +509,11 @@ pub const ENDPOINTS: &[Endpoint] = &[
     ExecEvent,
     ExecEventKind,
     ExecRequest,
+    FileEntry,
+    FileEvent,
+    FileEventKind,
+    FileKind,
+    FileList,
     ForkRequest,
     Forked,
     Language,
@@ -364,13 +558,7 @@ fn item(endpoint: &Endpoint) -> PathItem {
     let mut operation = OperationBuilder::new()
         .operation_id(Some(endpoint.id))
         .summary(Some(endpoint.summary))
-        .request_body(endpoint.request.map(|schema| {
-            let content = Content::new(Some(Ref::from_schema_name(schema)));
-            RequestBodyBuilder::new()
-                .content("application/json", content)
-                .required(Some(Required::True))
-                .build()
-        }));
+        .request_body(request_body(endpoint.request));
     for name in path_parameters(endpoint.path) {
         let schema = if name == "checkpoint" { "CheckpointId" } else { "SandboxId" };
         operation = operation.parameter(
@@ -381,27 +569,34 @@ fn item(endpoint: &Endpoint) -> PathItem {
                 .schema(Some(Ref::from_schema_name(schema))),
         );
     }
+    for parameter in endpoint.query {
+        operation = operation.parameter(query_parameter(parameter));
+    }
     let (status, response) = success(endpoint.success);
     operation = operation.response(status, response);
+    operation = operation
+        .response("403", error("The request comes from a web page; only where the host has no keys"));
     for (status, meaning) in endpoint.errors {
         operation = operation.response(*status, error(meaning));
     }
-    if endpoint.request.is_some() {
-        operation = operation
-            .response("408", error("Nothing more of the body came for too long"))
-            .response("415", error("The body is not JSON, or does not say so"));
+    if endpoint.request != Request::None {
+        operation = operation.response("408", error("Nothing more of the body came for too long"));
+    }
+    if matches!(endpoint.request, Request::Json(_)) {
+        operation = operation.response("415", error("The body is not JSON, or does not say so"));
+    }
+    if matches!(endpoint.success, Success::Bytes) {
+        operation = operation.response("206", bytes("The part that was asked for"));
     }
     if !endpoint.open {
         operation = operation
             .response("401", error("No key, or a wrong one; only where the host has keys"))
             .security(SecurityRequirement::new(BEARER, Vec::<String>::new()));
     }
-    operation = operation
-        .response("403", error("The request comes from a web page; only where the host has no keys"));
     let method = match endpoint.method {
         Method::Get => HttpMethod::Get,
-        Method::Post => HttpMethod::Post,
         Method::Put => HttpMethod::Put,
+        Method::Post => HttpMethod::Post,
         Method::Delete => HttpMethod::Delete,
     };
     PathItem::new(method, operation)
@@ -419,15 +614,49 @@ fn success(success: Success) -> (&'static str, Response) {
         Success::Json(schema) => {
             answer("Done", "application/json", Content::new(Some(Ref::from_schema_name(schema))))
         }
-        Success::Events => answer(
+        Success::Events(schema) => answer(
             "One event a line; blank lines are heartbeats",
             "application/x-ndjson",
-            Content::new(Some(Ref::from_schema_name("ExecEvent"))),
+            Content::new(Some(Ref::from_schema_name(schema))),
         ),
+        Success::Bytes => ("200", bytes("The file; without a length if it has none, as those of /proc")),
         Success::Text => answer("`ok`", "text/plain", Content::default()),
         Success::Document => answer("An OpenAPI document", "application/json", Content::default()),
         Success::Empty => ("204", ResponseBuilder::new().description("Done").build()),
     }
+}
+
+fn request_body(request: Request) -> Option<RequestBody> {
+    let body = RequestBodyBuilder::new().required(Some(Required::True));
+    match request {
+        Request::None => None,
+        Request::Json(schema) => {
+            let content = Content::new(Some(Ref::from_schema_name(schema)));
+            Some(body.content("application/json", content).build())
+        }
+        Request::Bytes => Some(body.content("application/octet-stream", Content::default()).build()),
+    }
+}
+
+fn query_parameter(parameter: &QueryParameter) -> Parameter {
+    let required = if parameter.required { Required::True } else { Required::False };
+    let kind = match parameter.kind {
+        QueryKind::Text => Type::String,
+        QueryKind::Flag => Type::Boolean,
+        QueryKind::Number => Type::Integer,
+    };
+    ParameterBuilder::new()
+        .name(parameter.name)
+        .parameter_in(ParameterIn::Query)
+        .description(Some(parameter.meaning))
+        .required(required)
+        .schema(Some(Object::with_type(kind)))
+        .build()
+}
+
+fn bytes(description: &str) -> Response {
+    let content = Content::default();
+    ResponseBuilder::new().description(description).content("application/octet-stream", content).build()
 }
 
 fn error(meaning: &str) -> Response {

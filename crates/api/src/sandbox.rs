@@ -16,6 +16,7 @@ pub struct CreateSandbox {
     /// Longest time without an execution.
     pub idle_timeout_seconds: Option<u64>,
     pub ram_mib: Option<u32>,
+    /// Disk, in GiB. Less than the template has, or more than the host offers, is raised or lowered to that.
     pub rootfs_gb: Option<u32>,
     pub persistent: Option<bool>,
     /// What the sandbox may reach; everything public if it is left out.

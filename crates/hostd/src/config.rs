@@ -6,7 +6,7 @@ use crate::sandbox::state::{Terms, TermsOffered};
 use crate::template::guest_settings::{GuestSettings, GuestSettingsError};
 use clap::builder::{FalseyValueParser, RangedU64ValueParser};
 use clap::{ArgAction, Parser, ValueEnum};
-use podflare_wire::limits::VCPUS_MAX;
+use podflare_wire::limits::{DISK_GIB_MAX, VCPUS_MAX};
 use std::net::SocketAddr;
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
@@ -68,6 +68,10 @@ pub struct Arguments {
     /// The most sandboxes at once, beside those kept ready
     #[arg(long, env = "PODFLARE_SANDBOXES_MAX", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     sandboxes_max: u32,
+
+    /// The largest root disk that a sandbox may ask for, in GiB
+    #[arg(long, env = "PODFLARE_ROOTFS_GB_MAX", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=i64::from(DISK_GIB_MAX)))]
+    rootfs_gb_max: u32,
 
     /// vCPUs of a sandbox [default: 2, or 1 on a host of one processor]
     #[arg(long, env = "PODFLARE_VCPUS", value_parser = clap::value_parser!(u8).range(1..=VCPUS_MAX.into()))]
@@ -164,6 +168,7 @@ pub struct Settings {
     pub machines: Machines,
     pub pool_size: u32,
     pub sandboxes_max: u32,
+    pub disk_gib_max: u32,
     pub vcpus: u8,
     pub boot_timeout: Duration,
     pub huge_pages: bool,
@@ -250,6 +255,7 @@ impl Arguments {
             machines,
             pool_size: self.pool_size,
             sandboxes_max: self.sandboxes_max,
+            disk_gib_max: self.rootfs_gb_max,
             vcpus: self.vcpus.unwrap_or_else(vcpus_for_this_host),
             boot_timeout: Duration::from_secs(self.boot_timeout),
             huge_pages: self.huge_pages,

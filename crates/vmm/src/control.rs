@@ -173,6 +173,10 @@ fn when_running(running: Box<Running>, command: &Command, descriptors: Vec<Owned
                 Err(error) => refuse(Phase::Running(running), &chain(&error)),
             }
         }
+        Command::GrowDisk { bytes } => match running.grow_disk(*bytes) {
+            Ok(()) => Next::Reply(Phase::Running(running), Reply::DiskGrown, None),
+            Err(error) => refuse(Phase::Running(running), &chain(&error)),
+        },
         Command::Inspect => {
             let inspection = running.inspect();
             Next::Reply(Phase::Running(running), Reply::Inspected(inspection), None)
@@ -232,6 +236,7 @@ fn when_frozen(
             let tail = frozen.console_tail();
             Next::Reply(Phase::Frozen(frozen), Reply::Console { tail }, None)
         }
+        Command::GrowDisk { .. } => refuse(Phase::Frozen(frozen), "only the disk of a running machine grows"),
         Command::Boot(_) | Command::Freeze | Command::ReadHotPages => {
             refuse(Phase::Frozen(frozen), "the machine is frozen already")
         }

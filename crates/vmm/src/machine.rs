@@ -252,6 +252,11 @@ impl Running {
         Ok(())
     }
 
+    pub(crate) fn grow_disk(&self, bytes: u64) -> Result<(), DiskError> {
+        self.signals.settle(self.body.devices.grow_disk(bytes)?);
+        Ok(())
+    }
+
     pub(crate) fn console_tail(&self) -> Vec<u8> {
         self.body.devices.console_tail()
     }

@@ -43,6 +43,9 @@ pub enum Command {
     /// Connects a stream to a vsock port of the guest, as soon as it runs. Descriptor: the stream's
     /// other end. The stream is closed when the guest refuses or resets it.
     Connect { port: u32 },
+    /// Makes the root disk of a running microVM longer and tells its driver; the file system in it is the guest's to
+    /// grow. As many bytes as in `BootConfig::disk_bytes`, and never less than it has.
+    GrowDisk { bytes: u64 },
     /// Asks what the microVM is made of and what it has used so far.
     Inspect,
     /// Asks for the end of the guest's console.
@@ -93,6 +96,7 @@ pub enum Reply {
         pause_us: u64,
     },
     Connecting,
+    DiskGrown,
     Inspected(Inspection),
     Console {
         tail: Vec<u8>,

@@ -1,4 +1,4 @@
-//! The two internal protocols: hostd ↔ VMM ([`control`]) and hostd ↔ guest agent ([`guest`]).
+//! The internal protocols: hostd ↔ VMM ([`control`]), hostd ↔ guest agent ([`guest`]) and its file server ([`files`]).
 //!
 //! Types, encoding and limits only: nothing here does I/O. Whatever is decoded comes from a program
 //! that may have been taken over, so every length is checked before anything is allocated for it.
@@ -6,5 +6,6 @@
 
 pub mod codec;
 pub mod control;
+pub mod files;
 pub mod guest;
 pub mod limits;

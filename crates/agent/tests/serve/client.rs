@@ -44,6 +44,13 @@ impl Agent {
         Client { stream, reader, greeted: false, execs: 0, outcomes: HashMap::new(), grants: true }
     }
 
+    /// A connection to the file server.
+    pub(crate) fn connect_to_files(&self) -> UnixStream {
+        let stream = eventually(|| UnixStream::connect(self.home.path().join("agent.sock.files")).ok());
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream
+    }
+
     /// A connection that is ready to run code.
     pub(crate) fn client(&self) -> Client {
         let mut client = self.connect();

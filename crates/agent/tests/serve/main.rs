@@ -5,6 +5,7 @@
 mod bash;
 mod client;
 mod connection;
+mod files;
 mod output;
 mod python;
 mod renewal;

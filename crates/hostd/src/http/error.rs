@@ -1,7 +1,9 @@
 //! The only place where an error becomes a status code, and the one body that all errors have.
 
 use super::auth::AuthError;
-use super::json::{BodyError, Stalled};
+use super::body::has_stalled;
+use super::files::{self, query::QueryError};
+use super::json::BodyError;
 use super::origin::OriginError;
 use crate::app::NoSlot;
 use crate::chain::chain;
@@ -9,6 +11,7 @@ use crate::sandbox::ExecError;
 use crate::sandbox::checkpoint::take::TakeError;
 use crate::sandbox::copies::CopyError;
 use crate::sandbox::create::CreateError;
+use crate::sandbox::files::FileError;
 use crate::sandbox::fork::ForkError;
 use crate::sandbox::merge::MergeError;
 use crate::sandbox::network::SetEgressError;
@@ -33,6 +36,7 @@ pub(super) struct ApiError {
     status: StatusCode,
     text: String,
     retry_after: Option<Duration>,
+    code: Option<String>,
     failures: Vec<ChildFailure>,
 }
 
@@ -57,14 +61,14 @@ impl ApiError {
     }
 
     fn of_text(status: StatusCode, text: String) -> ApiError {
-        ApiError { status, text, retry_after: None, failures: Vec::new() }
+        ApiError { status, text, retry_after: None, code: None, failures: Vec::new() }
     }
 }
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let retry_after = self.retry_after.map(|after| [(RETRY_AFTER, after.as_secs())]);
-        let body = ErrorBody { error: self.text, failures: self.failures };
+        let body = ErrorBody { error: self.text, code: self.code, failures: self.failures };
         (self.status, retry_after, Json(body)).into_response()
     }
 }
@@ -95,11 +99,9 @@ impl From<BodyError> for ApiError {
 
 /// A body over its limit, or one with which its sender stood still or that it broke off.
 fn status_of_rejection(rejection: &BytesRejection) -> StatusCode {
-    let rejected: &(dyn Error + 'static) = rejection;
-    let mut causes = std::iter::successors(Some(rejected), |error| (*error).source());
     match rejection.status() {
         StatusCode::PAYLOAD_TOO_LARGE => StatusCode::PAYLOAD_TOO_LARGE,
-        _ if causes.any(|error| error.is::<Stalled>()) => StatusCode::REQUEST_TIMEOUT,
+        _ if has_stalled(rejection) => StatusCode::REQUEST_TIMEOUT,
         _ => StatusCode::BAD_REQUEST,
     }
 }
@@ -142,7 +144,7 @@ impl From<CreateError> for ApiError {
             CreateError::NoSlot(error) => status_of_no_slot(error),
             CreateError::Busy(error) => return ApiError::busy(error),
             CreateError::Egress(_) => StatusCode::BAD_REQUEST,
-            CreateError::Copy(_) | CreateError::Ended | CreateError::Network(_) => {
+            CreateError::Copy(_) | CreateError::Grow(_) | CreateError::Ended | CreateError::Network(_) => {
                 StatusCode::INTERNAL_SERVER_ERROR
             }
         };
@@ -241,6 +243,32 @@ impl From<ExecError> for ApiError {
             ExecError::CodeTooLong { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             ExecError::Full => StatusCode::TOO_MANY_REQUESTS,
             ExecError::Find(error) => status_of_find(error),
+        };
+        ApiError::new(status, &error)
+    }
+}
+
+impl From<QueryError> for ApiError {
+    fn from(error: QueryError) -> ApiError {
+        ApiError::new(StatusCode::BAD_REQUEST, &error)
+    }
+}
+
+impl From<FileError> for ApiError {
+    fn from(error: FileError) -> ApiError {
+        let status = match &error {
+            FileError::Find(error) => status_of_find(error),
+            FileError::TooMany => StatusCode::TOO_MANY_REQUESTS,
+            FileError::Failed { errno, .. } => {
+                let (code, status) = files::status_of_errno(*errno);
+                let answer = ApiError::of_text(status, error.to_string());
+                return ApiError { code: Some(code), ..answer };
+            }
+            FileError::Body(error) if has_stalled(&**error) => StatusCode::REQUEST_TIMEOUT,
+            FileError::Body(_) => StatusCode::BAD_REQUEST,
+            FileError::Silent => StatusCode::GATEWAY_TIMEOUT,
+            FileError::Lost => StatusCode::SERVICE_UNAVAILABLE,
+            FileError::Connect(_) | FileError::Protocol => StatusCode::INTERNAL_SERVER_ERROR,
         };
         ApiError::new(status, &error)
     }

@@ -1,17 +1,17 @@
-//! Request bodies.
+//! Request bodies of JSON.
 //!
 //! A body must say that it is JSON, and none is the empty object. That keeps no web page out: a browser
 //! sends an empty body for any page. `origin.rs` does.
 
+use super::body::within_time;
 use super::error::ApiError;
-use super::limits::{BODY_IDLE_TIMEOUT, BODY_LEN_MAX, LONG_BODY_TURN_TIMEOUT};
+use super::limits::{BODY_LEN_MAX, LONG_BODY_TURN_TIMEOUT};
 use crate::app::App;
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{FromRequest, Request};
 use axum::http::HeaderMap;
 use axum::http::header::CONTENT_TYPE;
-use futures_util::stream::{self, StreamExt};
 use serde::de::DeserializeOwned;
 use std::sync::Arc;
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -33,18 +33,13 @@ pub(super) enum BodyError {
     Malformed(#[source] serde_json::Error),
 }
 
-/// Nothing more came of a body.
-#[derive(Debug, thiserror::Error)]
-#[error("nothing more of it came for {} s", BODY_IDLE_TIMEOUT.as_secs())]
-pub(super) struct Stalled;
-
 impl<T: DeserializeOwned> FromRequest<Arc<App>> for JsonBody<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, app: &Arc<App>) -> Result<JsonBody<T>, ApiError> {
         let is_json = is_json(request.headers());
         let _place = place_for(request.body().size_hint().upper(), &app.long_bodies).await?;
-        let request = request.map(within_time);
+        let request = request.map(|body| Body::from_stream(within_time(body)));
         let bytes = Bytes::from_request(request, app).await.map_err(BodyError::Read)?;
         let text = match &bytes[..] {
             b"" => b"{}",
@@ -67,17 +62,6 @@ async fn place_for(
     let turn = timeout(LONG_BODY_TURN_TIMEOUT, places.acquire()).await.map_err(|_| BodyError::Crowded)?;
     // The semaphore is never closed.
     Ok(turn.ok())
-}
-
-/// The body, broken off when its sender stands still.
-fn within_time(body: Body) -> Body {
-    Body::from_stream(stream::unfold(body.into_data_stream(), async |mut chunks| {
-        let chunk = match timeout(BODY_IDLE_TIMEOUT, chunks.next()).await {
-            Ok(chunk) => chunk?,
-            Err(_) => Err(axum::Error::new(Stalled)),
-        };
-        Some((chunk, chunks))
-    }))
 }
 
 fn is_json(headers: &HeaderMap) -> bool {

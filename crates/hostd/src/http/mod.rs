@@ -1,9 +1,11 @@
 //! The HTTP API: the route table, and nothing else.
 
 mod auth;
+mod body;
 mod checkpoints;
 mod error;
 mod exec;
+mod files;
 mod json;
 pub(crate) mod limits;
 mod network;
@@ -39,6 +41,15 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/checkpoints/{checkpoint}", get(checkpoints::inspect).delete(checkpoints::delete))
         .route("/v1/checkpoints/{checkpoint}/fork", post(checkpoints::fork))
         .route("/v1/sandboxes/{id}/exec", post(exec::exec).layer(exec_limit))
+        .route(
+            "/v1/sandboxes/{id}/files",
+            get(files::download).put(files::upload).delete(files::changes::remove),
+        )
+        .route("/v1/sandboxes/{id}/files/stat", get(files::stat))
+        .route("/v1/sandboxes/{id}/files/list", get(files::list::list))
+        .route("/v1/sandboxes/{id}/files/mkdir", post(files::changes::make_directory))
+        .route("/v1/sandboxes/{id}/files/move", post(files::changes::rename))
+        .route("/v1/sandboxes/{id}/files/watch", get(files::watch::watch))
         .route("/v1/sandboxes/{id}/ping", get(sandboxes::ping))
         .route("/v1/sandboxes/{id}/replay", get(exec::replay))
         .route("/v1/capacity", get(node::capacity))

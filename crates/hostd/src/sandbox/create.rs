@@ -4,6 +4,7 @@ use super::Sandbox;
 use super::admission::Busy;
 use super::copies::{CREATE_LIMITS, CopyError};
 use super::events::unix_time_ms;
+use super::grow::{GrowError, disk_gib, grow};
 use super::registry::InsertError;
 use super::state::EndCause;
 use crate::app::{App, NoSlot};
@@ -30,6 +31,8 @@ pub enum CreateError {
     Busy(#[from] Busy),
     #[error("Could not make a sandbox")]
     Copy(#[source] CopyError),
+    #[error("Could not make a sandbox with a disk of that size")]
+    Grow(#[source] GrowError),
     #[error("{ATTEMPTS} sandboxes ended as soon as they were made")]
     Ended,
     #[error("The sandbox's `egress` cannot be understood")]
@@ -62,7 +65,19 @@ pub async fn create(
     let terms = app.settings.terms.terms(request.timeout_seconds, request.idle_timeout_seconds);
     for _ in 0..ATTEMPTS {
         let slot = app.acquire_slots(1)?;
-        let (sandbox, phases) = claim_or_copy(app, &egress).await?;
+        let (sandbox, mut phases) = claim_or_copy(app, &egress).await?;
+        let disk_gib = disk_gib(request.rootfs_gb, sandbox.shape().disk_gib, app.settings.disk_gib_max);
+        if disk_gib > sandbox.shape().disk_gib {
+            let begun = Instant::now();
+            let unclaimed = Unclaimed(Some(&sandbox));
+            match grow(&sandbox, disk_gib).await {
+                Ok(()) => unclaimed.keep(),
+                // Another may do better.
+                Err(_) if sandbox.has_ended() => continue,
+                Err(error) => return Err(CreateError::Grow(error)),
+            }
+            phases = phases.with("grow", begun.elapsed());
+        }
         sandbox.lease(terms, Instant::now().into_std(), unix_time_ms(), slot);
         match app.registry.insert(std::slice::from_ref(&sandbox)) {
             Ok(()) => return Ok((created(sandbox.view()), phases)),
@@ -76,14 +91,30 @@ pub async fn create(
     Err(CreateError::Ended)
 }
 
+/// A sandbox that ends if it is not handed out after all, also because nobody waits for it any more.
+struct Unclaimed<'a>(Option<&'a Sandbox>);
+
+impl Unclaimed<'_> {
+    fn keep(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Unclaimed<'_> {
+    fn drop(&mut self) {
+        if let Some(sandbox) = self.0 {
+            sandbox.end(EndCause::Surplus);
+        }
+    }
+}
+
 async fn claim_or_copy(app: &Arc<App>, egress: &Egress) -> Result<(Sandbox, Phases), CreateError> {
     let begun = Instant::now();
     if let Some(member) = app.pool.claim() {
         let claimed = begun.elapsed();
-        if let Err(error) = member.set_egress(egress).await {
-            member.end(EndCause::Deleted);
-            return Err(CreateError::Network(error));
-        }
+        let unclaimed = Unclaimed(Some(&member));
+        member.set_egress(egress).await.map_err(CreateError::Network)?;
+        unclaimed.keep();
         let phases = Phases::default().with("claim", claimed);
         return Ok((member, phases.with("egress", begun.elapsed() - claimed)));
     }

@@ -1,4 +1,4 @@
-//! Events of an execution as lines of JSON.
+//! Events as lines of JSON: an execution's, and others that have no numbers.
 //!
 //! U+0085, U+2028 and U+2029 are escaped: JSON need not, but clients that split text into lines by
 //! Unicode's rules (the published SDK does) would cut an event in two.
@@ -20,10 +20,15 @@ impl EventWriter {
     pub fn write(&mut self, kind: ExecEventKind, text: &mut Vec<u8>) {
         let event = ExecEvent { kind, seq: self.seq, ts: unix_time_ms() };
         self.seq += 1;
-        #[expect(clippy::expect_used, reason = "plain text and numbers encode, and a vector takes all")]
-        event.serialize(&mut Serializer::with_formatter(&mut *text, OneLine)).expect("an event encodes");
-        text.push(b'\n');
+        write_line(&event, text);
     }
+}
+
+/// Appends a value that is plain text and numbers, and its newline.
+pub fn write_line(value: &impl Serialize, text: &mut Vec<u8>) {
+    #[expect(clippy::expect_used, reason = "plain text and numbers encode, and a vector takes all")]
+    value.serialize(&mut Serializer::with_formatter(&mut *text, OneLine)).expect("a line encodes");
+    text.push(b'\n');
 }
 
 /// Milliseconds since 1970-01-01 UTC.

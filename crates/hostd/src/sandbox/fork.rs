@@ -64,7 +64,7 @@ async fn fork_sandbox(
     source: &Sandbox,
     request: &ForkRequest,
 ) -> Result<(Forked, Phases), ForkError> {
-    let _forking = source.begin_fork();
+    let _in_use = source.begin_use();
     let machine = || match app.registry.names(source) {
         true => Ok((source.machine().clone(), source.egress())),
         false => Err(CopyError::SourceEnded.into()),
@@ -72,7 +72,7 @@ async fn fork_sandbox(
     make_children(app, machine, request, || {
         let identity = source.identity();
         let lineage = Lineage {
-            shape: source.lineage().shape.clone(),
+            shape: source.shape().clone(),
             parent: Some(identity.id.clone()),
             checkpoint: None,
             generation: source.lineage().generation + 1,

@@ -19,7 +19,9 @@ pub mod copies;
 pub mod create;
 pub mod events;
 pub mod execution;
+pub mod files;
 pub mod fork;
+pub mod grow;
 pub mod lines;
 pub mod merge;
 pub mod network;
@@ -41,6 +43,7 @@ use copies::OwnCopy;
 use execution::{Chunk, Place, Taken};
 use podflare_api::id::{CheckpointId, SandboxId};
 use podflare_api::sandbox::{SandboxState, SandboxView};
+use podflare_wire::files::OPERATIONS_MAX;
 use podflare_wire::guest::{ExecId, Language};
 use podflare_wire::limits::{CODE_LEN_MAX, EXECS_MAX};
 use replay::Replay;
@@ -91,6 +94,8 @@ struct Shared {
     replay: Mutex<Replay>,
     identity: Mutex<Identity>,
     lineage: Lineage,
+    /// What it has instead of its lineage's shape, if its disk has grown.
+    grown: OnceLock<Arc<Shape>>,
     forked_at_ms: u64,
     /// Known before `commands` is closed.
     end_cause: OnceLock<EndCause>,
@@ -99,6 +104,7 @@ struct Shared {
     executions: AtomicU32,
     places: Arc<Semaphore>,
     code_room: Arc<Semaphore>,
+    file_places: Arc<Semaphore>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -135,12 +141,14 @@ impl Sandbox {
             replay: Mutex::default(),
             identity: Mutex::new(identity),
             lineage,
+            grown: OnceLock::new(),
             forked_at_ms,
             end_cause: OnceLock::new(),
             renewed: AtomicBool::new(agent.is_renewed()),
             executions: AtomicU32::new(0),
             places: Arc::new(Semaphore::new(EXECS_MAX)),
             code_room: Arc::new(Semaphore::new(CODE_QUEUED_LEN_MAX)),
+            file_places: Arc::new(Semaphore::new(OPERATIONS_MAX)),
         }));
         let task = Task::new(sandbox.clone(), agent, receiver);
         (sandbox, task)
@@ -196,9 +204,14 @@ impl Sandbox {
     }
 
     /// Keeps the sandbox from idling for as long as it is held.
-    pub fn begin_fork(&self) -> Forking<'_> {
-        self.tell(Command::ForkBegun);
-        Forking(self)
+    pub fn begin_use(&self) -> InUse {
+        self.tell(Command::UseBegun);
+        InUse(self.clone())
+    }
+
+    /// A place among the sandbox's file operations, unless all are taken.
+    pub fn file_place(&self) -> Option<OwnedSemaphorePermit> {
+        self.0.file_places.clone().try_acquire_owned().ok()
     }
 
     /// Lives on under another sandbox's identity.
@@ -246,6 +259,17 @@ impl Sandbox {
         self.0.identity.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What its machine is made of.
+    pub fn shape(&self) -> &Arc<Shape> {
+        self.0.grown.get().unwrap_or(&self.0.lineage.shape)
+    }
+
+    /// Its disk has grown, which happens once, before it is handed out.
+    fn set_disk_gib(&self, disk_gib: u32) {
+        let grown = Shape { disk_gib, ..Shape::clone(&self.0.lineage.shape) };
+        self.0.grown.set(Arc::new(grown)).ok();
+    }
+
     pub fn lineage(&self) -> &Lineage {
         &self.0.lineage
     }
@@ -257,7 +281,8 @@ impl Sandbox {
 
     pub fn view(&self) -> SandboxView {
         let identity = self.identity().clone();
-        let Lineage { shape, checkpoint, generation, .. } = &self.0.lineage;
+        let Lineage { checkpoint, generation, .. } = &self.0.lineage;
+        let shape = self.shape();
         SandboxView {
             id: identity.id,
             state: SandboxState::Ready,
@@ -296,13 +321,13 @@ impl Sandbox {
     }
 }
 
-/// A fork under way.
+/// A fork or a file operation under way.
 #[derive(Debug)]
-pub struct Forking<'a>(&'a Sandbox);
+pub struct InUse(Sandbox);
 
-impl Drop for Forking<'_> {
+impl Drop for InUse {
     fn drop(&mut self) {
-        self.0.tell(Command::ForkEnded);
+        self.0.tell(Command::UseEnded);
     }
 }
 

@@ -41,7 +41,7 @@ pub async fn restore(app: &Arc<App>, id: &str, wanted: &CheckpointId) -> Result<
     }
     // For as long as the former machine has not been torn down, there are two.
     let slot = app.acquire_slots(1)?;
-    let _forking = sandbox.begin_fork();
+    let _in_use = sandbox.begin_use();
     let begun = Instant::now();
     let _turn = app.admission.turn(1).await?;
     let wait = begun.elapsed();

@@ -38,12 +38,13 @@ pub struct Lease {
     pub started: Instant,
     active: Instant,
     executions: usize,
-    forks: usize,
+    /// Forks and file operations under way.
+    uses: usize,
 }
 
 impl Lease {
     pub fn new(terms: Terms, now: Instant) -> Lease {
-        Lease { terms, started: now, active: now, executions: 0, forks: 0 }
+        Lease { terms, started: now, active: now, executions: 0, uses: 0 }
     }
 
     /// Something was done with the sandbox.
@@ -57,13 +58,13 @@ impl Lease {
         self.touch(now);
     }
 
-    pub fn begin_fork(&mut self, now: Instant) {
-        self.forks += 1;
+    pub fn begin_use(&mut self, now: Instant) {
+        self.uses += 1;
         self.touch(now);
     }
 
-    pub fn end_fork(&mut self, now: Instant) {
-        self.forks = self.forks.saturating_sub(1);
+    pub fn end_use(&mut self, now: Instant) {
+        self.uses = self.uses.saturating_sub(1);
         self.touch(now);
     }
 
@@ -75,12 +76,12 @@ impl Lease {
         self.touch(now);
     }
 
-    /// When the sandbox ends if nothing more happens, and why. While it is executed in or forked it is not
-    /// idle.
+    /// When the sandbox ends if nothing more happens, and why. While it is executed in or used otherwise it
+    /// is not idle.
     pub fn end(&self) -> (Instant, EndCause) {
         let life_end = self.started + self.terms.life;
         let idle_end = self.active + self.terms.idle;
-        if self.executions == 0 && self.forks == 0 && idle_end < life_end {
+        if self.executions == 0 && self.uses == 0 && idle_end < life_end {
             (idle_end, EndCause::Idle(self.terms.idle))
         } else {
             (life_end, EndCause::LifeOver(self.terms.life))
@@ -158,26 +159,26 @@ mod tests {
     }
 
     #[test]
-    fn a_fork_under_way_keeps_a_sandbox_from_idling() {
+    fn a_fork_or_a_file_operation_under_way_keeps_a_sandbox_from_idling() {
         let start = Instant::now();
         let mut lease = Lease::new(OFFERED.default, start);
-        lease.begin_fork(start);
-        lease.begin_fork(start);
-        lease.end_fork(start);
+        lease.begin_use(start);
+        lease.begin_use(start);
+        lease.end_use(start);
         assert_eq!(lease.end().1, EndCause::LifeOver(OFFERED.default.life));
         let later = start + Duration::from_secs(400);
-        lease.end_fork(later);
+        lease.end_use(later);
         assert_eq!(lease.end().0, later + OFFERED.default.idle);
     }
 
     #[derive(Debug, Clone)]
     enum Step {
-        Fork,
+        Use,
         Executions(usize),
     }
 
     fn step() -> impl Strategy<Value = Step> {
-        prop_oneof![Just(Step::Fork), (0_usize..3).prop_map(Step::Executions)]
+        prop_oneof![Just(Step::Use), (0_usize..3).prop_map(Step::Executions)]
     }
 
     proptest! {
@@ -191,9 +192,9 @@ mod tests {
             for (seconds, step) in steps {
                 now += Duration::from_secs(seconds);
                 match step {
-                    Step::Fork => {
-                        lease.begin_fork(now);
-                        lease.end_fork(now);
+                    Step::Use => {
+                        lease.begin_use(now);
+                        lease.end_use(now);
                     }
                     Step::Executions(count) => lease.set_executions(count, now),
                 }

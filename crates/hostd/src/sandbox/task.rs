@@ -37,8 +37,8 @@ pub enum Command {
     Taken { exec: ExecId, taken: Taken },
     ReaderGone { exec: ExecId },
     Ping { answer: ping::Answer },
-    ForkBegun,
-    ForkEnded,
+    UseBegun,
+    UseEnded,
     TakeOver { terms: Terms, started: std::time::Instant },
     End(EndCause),
 }
@@ -129,14 +129,14 @@ impl Task {
                 }
             }
             Command::ReaderGone { exec } => self.with_execution(exec, Execution::reader_gone),
-            Command::ForkBegun => {
+            Command::UseBegun => {
                 if let Some(lease) = &mut self.lease {
-                    lease.begin_fork(now());
+                    lease.begin_use(now());
                 }
             }
-            Command::ForkEnded => {
+            Command::UseEnded => {
                 if let Some(lease) = &mut self.lease {
-                    lease.end_fork(now());
+                    lease.end_use(now());
                 }
             }
             Command::TakeOver { terms, started } => {

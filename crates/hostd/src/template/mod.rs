@@ -50,7 +50,7 @@ const TRIAL_TIMEOUT: Duration = Duration::from_secs(60);
 const CONSOLE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What every copy of a template is made of.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Shape {
     pub template: String,
     pub vcpus: u8,

@@ -72,6 +72,9 @@ pub trait Machine: Send + Sync + fmt::Debug {
     /// How much free memory the guest has reported to the host since it booted, in bytes. `None` if it does not report.
     fn reported_bytes(&self) -> Pending<Option<u64>>;
 
+    /// Makes a running machine's root disk longer; its file system is the guest's to grow.
+    fn grow_disk(&self, bytes: u64) -> Pending<()>;
+
     /// Stops a running machine until `thaw`.
     fn freeze(&self) -> Pending<()>;
 

@@ -32,12 +32,45 @@ async fn the_answer_says_what_the_sandbox_really_has() {
     assert_eq!(created["template"], "default");
     assert_eq!(
         (&created["ram_mib"], &created["rootfs_gb"], &created["vcpus"]),
-        (&json!(1024), &json!(4), &json!(2))
+        (&json!(1024), &json!(64), &json!(2))
     );
     assert_eq!(created["timeout_seconds"], 3600);
     assert_eq!(created["idle_timeout_seconds"], 7);
     assert_eq!(created["persistent"], false);
     assert_eq!(created["egress"], true);
+}
+
+#[tokio::test]
+async fn a_disk_that_was_asked_for_is_there_when_the_create_answers_and_in_every_copy() {
+    let host = Host::start(&["--rootfs-gb-max", "16"]).await;
+    for (asked, given) in [(0, 4), (3, 4), (4, 4), (9, 9), (17, 16)] {
+        assert_eq!(host.create_with(&json!({"rootfs_gb": asked})).await["rootfs_gb"], given);
+    }
+    let answer = host.post("/v1/sandboxes", &json!({"rootfs_gb": 9})).await;
+    assert!(answer.headers["server-timing"].to_str().unwrap().contains("grow;dur="));
+    let id = answer.json()["id"].as_str().unwrap().to_owned();
+    let child = host.fork(&id, 1).await.remove(0);
+    let checkpoint = host.checkpoint(&child).await;
+    let of_checkpoint = host.fork_checkpoint(&checkpoint, 1).await.remove(0);
+    for id in [&id, &child, &of_checkpoint] {
+        assert_eq!(host.text(id, "disk").await, (9_u64 << 30).to_string());
+        assert_eq!(host.get(&format!("/v1/sandboxes/{id}")).await.json()["rootfs_gb"], 9);
+    }
+    assert_eq!(host.restore(&child, &checkpoint).await.status, StatusCode::NO_CONTENT);
+    assert_eq!(host.get(&format!("/v1/sandboxes/{child}")).await.json()["rootfs_gb"], 9);
+    assert_eq!(host.merge(&id, &child).await.status, StatusCode::NO_CONTENT);
+    assert_eq!(host.get(&format!("/v1/sandboxes/{id}")).await.json()["rootfs_gb"], 9);
+}
+
+#[tokio::test]
+async fn a_sandbox_whose_disk_does_not_grow_is_ended_and_not_handed_out() {
+    let host = Host::start(&["--pool-size", "0"]).await;
+    host.vmm.refuse_growth();
+    let before = host.vmm.alive();
+    let answer = host.post("/v1/sandboxes", &json!({"rootfs_gb": 9})).await;
+    assert_eq!(answer.status, StatusCode::INTERNAL_SERVER_ERROR);
+    assert!(answer.error().contains("disk of that size"), "{}", answer.body);
+    host.machines_are(before).await;
 }
 
 #[tokio::test]

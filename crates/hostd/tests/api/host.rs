@@ -145,6 +145,22 @@ impl Host {
         self.post(&format!("/v1/sandboxes/{id}/restore"), &json!({"checkpoint": checkpoint})).await
     }
 
+    pub(crate) async fn put_file(&self, id: &str, path: &str, content: impl Into<Body>) -> Answer {
+        let request = Request::put(format!("/v1/sandboxes/{id}/files?path={path}"));
+        self.send(request.body(content.into()).unwrap()).await
+    }
+
+    pub(crate) async fn get_file(&self, id: &str, path: &str) -> Answer {
+        self.get(&format!("/v1/sandboxes/{id}/files?path={path}")).await
+    }
+
+    /// An answer's head, with its body still to come.
+    pub(crate) async fn open(&self, path: &str) -> (StatusCode, HeaderMap, Stream) {
+        let request = Request::get(path).body(Body::empty()).unwrap();
+        let (parts, body) = self.router().oneshot(request).await.unwrap().into_parts();
+        (parts.status, parts.headers, Stream(body.into_data_stream()))
+    }
+
     /// Starts code; its answer's head is there when this returns.
     pub(crate) async fn start_exec(&self, id: &str, code: &str) -> Stream {
         let request = json_request(&format!("/v1/sandboxes/{id}/exec"), &json!({"code": code}));
@@ -205,7 +221,7 @@ impl Answer {
     /// The text of the one error body.
     pub(crate) fn error(&self) -> String {
         let body = self.json();
-        let known = |name: &String| name == "error" || name == "failures";
+        let known = |name: &String| ["error", "code", "failures"].contains(&name.as_str());
         assert!(body.as_object().unwrap().keys().all(known), "{body}");
         body["error"].as_str().unwrap().to_owned()
     }

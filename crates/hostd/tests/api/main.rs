@@ -5,6 +5,7 @@
 mod checkpoint;
 mod create;
 mod exec;
+mod files;
 mod fork;
 mod host;
 mod http;

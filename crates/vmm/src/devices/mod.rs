@@ -180,6 +180,12 @@ impl Devices {
         lock(&self.block).device_mut().disk_mut().adopt_layer(layer)
     }
 
+    /// Makes the root disk longer and has its driver look.
+    pub(crate) fn grow_disk(&self, bytes: u64) -> Result<Due, DiskError> {
+        let served = lock(&self.block).change_config(|block| block.grow(bytes))?;
+        Ok(Due::of(VirtioSlot::Block, served))
+    }
+
     pub(crate) fn console_tail(&self) -> Vec<u8> {
         lock(&self.serial).tail()
     }

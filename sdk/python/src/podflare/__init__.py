@@ -25,6 +25,7 @@ from podflare._errors import (
     SandboxNotFoundError,
     UnauthorizedError,
 )
+from podflare._files import Files
 from podflare._sandbox import PartialFork, Sandbox
 from podflare._types import (
     CheckpointInfo,
@@ -32,6 +33,8 @@ from podflare._types import (
     EgressList,
     Event,
     ExecResult,
+    FileEntry,
+    FileEvent,
     ForkFailure,
     Language,
     NetworkInfo,
@@ -53,7 +56,10 @@ __all__ = [
     "EgressList",
     "Event",
     "ExecResult",
+    "FileEntry",
+    "FileEvent",
     "FileTransferError",
+    "Files",
     "ForkFailure",
     "HostError",
     "HostTimeoutError",

@@ -6,16 +6,29 @@ import os
 import re
 import threading
 import weakref
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any, cast
 from urllib.parse import quote
 
 import httpx
 
-from podflare._errors import ProtocolError, api_error, transport_errors
-from podflare._stream import events, execution_events
-from podflare._types import CheckpointInfo, Egress, Event, ForkFailure, Language, NetworkInfo, SandboxInfo
+from podflare._errors import ProtocolError, api_error, file_error, transport_errors
+from podflare._stream import events, execution_events, file_events
+from podflare._types import (
+    CheckpointInfo,
+    Egress,
+    Event,
+    FileEntry,
+    FileEvent,
+    ForkFailure,
+    Language,
+    NetworkInfo,
+    RemotePath,
+    SandboxInfo,
+    encoded,
+)
 from podflare._version import __version__
 
 DEFAULT_HOST = "http://127.0.0.1:7070"
@@ -322,6 +335,129 @@ class Client:
                 raise api_error(response)
             yield from execution_events(response.iter_bytes())
 
+    def upload_file(
+        self,
+        sandbox_id: str,
+        path: RemotePath,
+        content: bytes | Iterable[bytes],
+        *,
+        mode: int | None = None,
+    ) -> FileEntry:
+        """Write a file, whole or not at all, making its folders.
+
+        Args:
+            sandbox_id: The sandbox.
+            path: Where it goes; relative paths start in /root.
+            content: Bytes, a file that was opened in binary mode, or anything that yields bytes.
+            mode: Permissions; without them, a file that is replaced keeps its own.
+
+        Raises:
+            FileTransferError: It cannot be written there; what was there is as it was.
+            SandboxNotFoundError: There is no such sandbox.
+        """
+        query = {} if mode is None else {"mode": f"{mode:04o}"}
+        url = _file_url(sandbox_id, path=path, **query)
+        return _entry(_answer(self._file_request("PUT", url, path, content=content)))
+
+    @contextmanager
+    def download_file(self, sandbox_id: str, path: RemotePath) -> Iterator[Iterator[bytes]]:
+        """Read a file in parts, within a `with` block.
+
+        Raises:
+            FileTransferError: It cannot be read.
+            SandboxNotFoundError: There is no such sandbox.
+            ConnectionLostError: It was not read to its end.
+        """
+        with self._file_stream(_file_url(sandbox_id, path=path), path) as response:
+            yield response.iter_bytes()
+
+    def stat_file(self, sandbox_id: str, path: RemotePath) -> FileEntry:
+        """Look at a file or folder, or at a symbolic link itself.
+
+        Raises:
+            FileTransferError: It cannot be looked at.
+            SandboxNotFoundError: There is no such sandbox.
+        """
+        url = _file_url(sandbox_id, "stat", path=path)
+        return _entry(_answer(self._file_request("GET", url, path)))
+
+    def list_files(self, sandbox_id: str, path: RemotePath, depth: int = 1) -> list[FileEntry]:
+        """List a folder and what is below it, by name; at most 100,000 entries, and links are not followed.
+
+        Raises:
+            FileTransferError: It cannot be listed.
+            SandboxNotFoundError: There is no such sandbox.
+        """
+        url = _file_url(sandbox_id, "list", path=path, depth=str(depth))
+        entries = _list(self._file_request("GET", url, path), "entries")
+        return [_entry(entry) for entry in entries]
+
+    def make_directory(self, sandbox_id: str, path: RemotePath, *, mode: int | None = None) -> FileEntry:
+        """Make a folder and its parents; one that is there stays as it is.
+
+        Raises:
+            FileTransferError: It cannot be made.
+            SandboxNotFoundError: There is no such sandbox.
+        """
+        query = {} if mode is None else {"mode": f"{mode:04o}"}
+        url = _file_url(sandbox_id, "mkdir", path=path, **query)
+        return _entry(_answer(self._file_request("POST", url, path)))
+
+    def move_file(self, sandbox_id: str, path: RemotePath, to: RemotePath) -> FileEntry:
+        """Rename a file or folder within its file system; a file of that name is replaced.
+
+        Raises:
+            FileTransferError: It cannot be moved.
+            SandboxNotFoundError: There is no such sandbox.
+        """
+        url = _file_url(sandbox_id, "move", **{"from": path, "to": to})
+        return _entry(_answer(self._file_request("POST", url, path)))
+
+    def remove_file(self, sandbox_id: str, path: RemotePath, *, recursive: bool = False) -> None:
+        """Remove a file, a symbolic link itself, or a folder, which must be empty unless recursive.
+
+        Raises:
+            FileTransferError: It cannot be removed.
+            SandboxNotFoundError: There is no such sandbox.
+        """
+        url = _file_url(sandbox_id, path=path, recursive=str(recursive).lower())
+        self._file_request("DELETE", url, path)
+
+    @contextmanager
+    def watch_files(
+        self, sandbox_id: str, path: RemotePath, *, recursive: bool = False
+    ) -> Iterator[Iterator[FileEvent]]:
+        """Watch a file or folder within a `with` block; the events end when it is gone.
+
+        Raises:
+            FileTransferError: It cannot be watched.
+            SandboxNotFoundError: There is no such sandbox.
+        """
+        url = _file_url(sandbox_id, "watch", path=path, recursive=str(recursive).lower())
+        with self._file_stream(url, path) as response:
+            yield file_events(response.iter_bytes())
+
+    def _file_request(
+        self, method: str, url: str, path: RemotePath, *, content: bytes | Iterable[bytes] | None = None
+    ) -> httpx.Response:
+        timeouts = self._timeouts(max(self._timeout, _SLOW_TIMEOUT_SECONDS))
+        with transport_errors(self.host):
+            response = self._http.request(method, url, content=content, timeout=timeouts)
+        if not response.is_success:
+            raise file_error(response, path)
+        return response
+
+    @contextmanager
+    def _file_stream(self, url: str, path: RemotePath) -> Iterator[httpx.Response]:
+        with (
+            transport_errors(self.host),
+            self._http.stream("GET", url, timeout=self._timeouts(self._timeout)) as response,
+        ):
+            if not response.is_success:
+                response.read()
+                raise file_error(response, path)
+            yield response
+
     def _request(
         self, method: str, path: str, *, body: Mapping[str, object] | None = None, slow: bool = False
     ) -> httpx.Response:
@@ -382,6 +518,11 @@ def _sandbox_path(*parts: str) -> str:
     return "/v1/sandboxes/" + "/".join(quote(part, safe="") for part in parts)
 
 
+def _file_url(sandbox_id: str, *parts: str, **query: RemotePath) -> str:
+    path = _sandbox_path(sandbox_id, "files", *parts)
+    return path + "?" + "&".join(f"{name}={encoded(value)}" for name, value in query.items())
+
+
 def _checkpoint_path(*parts: str) -> str:
     return "/v1/checkpoints/" + "/".join(quote(part, safe="") for part in parts)
 
@@ -416,6 +557,13 @@ def _checkpoint(view: object) -> CheckpointInfo:
     _id(view.get("id"))
     _id(view.get("sandbox"))
     return cast("CheckpointInfo", view)
+
+
+def _entry(told: object) -> FileEntry:
+    if isinstance(told, dict):
+        with suppress(ValueError):
+            return FileEntry.from_json(told)
+    raise ProtocolError(f"The host told something else than a file: {repr(told)[:_EXCERPT_LEN]}")
 
 
 def _id(value: object) -> str:

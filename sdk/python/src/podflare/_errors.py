@@ -12,20 +12,22 @@
     ├── HostTimeoutError         connected, but silent for too long; also httpx.ReadTimeout
     ├── ConnectionLostError      the connection broke; also httpx.ReadError
     ├── ProtocolError            an answer is malformed, or a stream ended too early
-    └── FileTransferError        an upload or download failed in the sandbox; also OSError
+    └── FileTransferError        a file operation failed in the sandbox; also OSError
 
 The second parents keep handlers working that were written for bare httpx errors.
 """
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import httpx
 
-from podflare._types import ForkFailure
+from podflare._types import ForkFailure, RemotePath
 
 _TEXT_LEN_MAX = 2000
 # A host behind a router may have a path of its own before this.
@@ -104,7 +106,7 @@ class ProtocolError(PodflareError):
 
 
 class FileTransferError(PodflareError, OSError):
-    """An upload or download failed in the sandbox; `filename` is the remote path."""
+    """A file operation failed in the sandbox; `errno` is Linux's, and `filename` the remote path."""
 
 
 def api_error(response: httpx.Response) -> ApiError:
@@ -119,6 +121,19 @@ def api_error(response: httpx.Response) -> ApiError:
         elif _A_SANDBOX.search(path):
             other = SandboxNotFoundError
     return by_status.get(response.status_code, other)(response)
+
+
+def file_error(response: httpx.Response, path: RemotePath) -> PodflareError:
+    """Choose the error for a file operation that failed; its answer's body must have been read."""
+    try:
+        code = response.json().get("code")
+    except (ValueError, AttributeError, RecursionError):
+        code = None
+    if not isinstance(code, str):
+        return api_error(response)
+    number = getattr(errno, code, errno.EIO)
+    sentence = _sentence(response).removeprefix(f"{os.fspath(path)}: ")
+    return FileTransferError(number, sentence, os.fspath(path))
 
 
 @contextmanager

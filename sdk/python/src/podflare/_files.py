@@ -1,122 +1,171 @@
-"""Uploads and downloads, as Python snippets that carry base64 through the REPL.
-
-A file travels in chunks, so that its size is not bounded by that of one request or one line. The snippets run
-in their own namespace: they leave no names behind in the REPL, and its names do not disturb them.
-"""
+"""The files of a sandbox, as its user holds them."""
 
 from __future__ import annotations
 
-import base64
-import binascii
 import errno
 import io
-import re
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from os import PathLike
 from pathlib import Path
 from typing import BinaryIO
 
+from podflare._client import Client
 from podflare._errors import FileTransferError
-from podflare._types import ExecResult
+from podflare._types import FileEntry, FileEvent, RemotePath
 
-RunPython = Callable[[str], ExecResult]
-
-# A request of 4 MiB, well below the host's 32 MiB.
-UPLOAD_CHUNK_LEN = 3 * 1024 * 1024
-# A line of 2 MiB.
-DOWNLOAD_CHUNK_LEN = 3 * 512 * 1024
-
-# Stands before a chunk, because background threads of the REPL may print something before or after it.
-_MARK = "podflare-chunk:"
-# The chunk's length and its base64, which the host may have cut into several lines.
-_CHUNK = re.compile(_MARK + r"(\d{1,9}):([A-Za-z0-9+/=\n]*)")
-
-_WRITE = """
-import base64, os
-if mode == "wb":
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-with open(path, mode) as file:
-    file.write(base64.b64decode(data))
-"""
-
-# One write, so that nothing of other threads gets between.
-_READ = """
-import base64, sys
-with open(path, "rb") as file:
-    if offset:
-        file.seek(offset)
-    data = file.read(length)
-sys.stdout.write(f"\\n{mark}{len(data)}:{base64.b64encode(data).decode()}\\n")
-sys.stdout.flush()
-"""
+# `list` is a method's name, too.
+Entries = list[FileEntry]
 
 
-def open_source(source: bytes | bytearray | memoryview | str | PathLike[str]) -> BinaryIO:
-    """Open what is to be uploaded: bytes, or the path of a local file.
+class Files:
+    """The files of one sandbox, read and written past its REPL, also while code runs; of any size.
 
-    Raises:
-        OSError: The local file cannot be read.
+    Remote paths that are relative start in /root. What is read or written is followed through symbolic
+    links; everything else is about the link itself. Errors are those of Linux: `FileTransferError` is an
+    OSError, and its `errno` tells a missing file from a full disk.
     """
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        return io.BytesIO(source)
-    return Path(source).open("rb")
 
+    def __init__(self, client: Client, sandbox_id: str) -> None:
+        self._client = client
+        self._id = sandbox_id
 
-def upload(run_python: RunPython, source: BinaryIO, remote_path: str) -> None:
-    """Write everything from source to the remote path, making its folders.
+    def read(self, path: RemotePath) -> bytes:
+        """Read a file whole.
 
-    Raises:
-        FileTransferError: Writing failed; the remote file may hold a part.
-    """
-    mode = "wb"
-    while (chunk := source.read(UPLOAD_CHUNK_LEN)) or mode == "wb":
-        data = base64.b64encode(chunk).decode()
-        _checked(run_python(_snippet(_WRITE, path=remote_path, mode=mode, data=data)), remote_path)
-        mode = "ab"
+        Raises:
+            FileTransferError: It cannot be read.
+            ConnectionLostError: It was not read to its end.
+        """
+        with self.stream(path) as parts:
+            return b"".join(parts)
 
+    def stream(self, path: RemotePath) -> AbstractContextManager[Iterator[bytes]]:
+        """Read a file in parts, within a `with` block; nothing of it is kept in memory.
 
-def download(run_python: RunPython, remote_path: str) -> bytes:
-    """Read the remote path.
+        Raises:
+            FileTransferError: It cannot be read.
+            ConnectionLostError: It was not read to its end.
+        """
+        return self._client.download_file(self._id, path)
 
-    Raises:
-        FileTransferError: Reading failed.
-    """
-    content = bytearray()
-    while True:
-        code = _snippet(_READ, path=remote_path, offset=len(content), length=DOWNLOAD_CHUNK_LEN, mark=_MARK)
-        chunk = _chunk(_checked(run_python(code), remote_path).stdout, remote_path)
-        content += chunk
-        if len(chunk) < DOWNLOAD_CHUNK_LEN:
-            return bytes(content)
+    def read_to(self, path: RemotePath, local: str | PathLike[str] | BinaryIO) -> None:
+        """Read a file into a local file, or into one that is open in binary mode.
 
+        A local file that is named gets its content when that is known to be there; what goes wrong later
+        leaves a part in it.
 
-def _snippet(source: str, **variables: str | int) -> str:
-    namespace = ", ".join(f"{name!r}: {value!a}" for name, value in variables.items())
-    # A function knows the built-in names, whatever the user's own `exec` is.
-    return f"(lambda: None).__builtins__['exec']({source!r}, {{{namespace}}})"
+        Raises:
+            OSError: The local file cannot be written, or (`FileTransferError`) the remote one not be read.
+            ConnectionLostError: It was not read to its end.
+        """
+        with self.stream(path) as parts:
+            if isinstance(local, (str, PathLike)):
+                with Path(local).open("wb") as file:
+                    file.writelines(parts)
+            else:
+                for part in parts:
+                    local.write(part)
 
+    def write(
+        self,
+        path: RemotePath,
+        content: bytes | bytearray | memoryview | BinaryIO | Iterable[bytes],
+        *,
+        mode: int | None = None,
+    ) -> FileEntry:
+        """Write a file, making its folders. It appears whole, or stays as it was.
 
-def _checked(result: ExecResult, remote_path: str) -> ExecResult:
-    if result.ok:
-        return result
-    last_line = result.stderr.strip().rpartition("\n")[2] or f"exit code {result.exit_code}"
-    if found := re.search(r"\[Errno (\d+)\] ([^:]+)", last_line):
-        raise FileTransferError(int(found[1]), found[2], remote_path)
-    raise FileTransferError(errno.EIO, last_line, remote_path)
+        Args:
+            path: Where it goes; an existing file is replaced.
+            content: Bytes, a file that is open in binary mode, or anything that yields bytes.
+            mode: Permissions, such as 0o755; without them a file that is replaced keeps its own, and a new
+                one gets 0o644.
 
+        Raises:
+            FileTransferError: It cannot be written.
+        """
+        if isinstance(content, (bytearray, memoryview)):
+            content = io.BytesIO(content)
+        return self._client.upload_file(self._id, path, content, mode=mode)
 
-def _chunk(stdout: str, remote_path: str) -> bytes:
-    if found := _CHUNK.search(stdout):
-        length = int(found[1])
-        encoded = found[2].replace("\n", "")[: _base64_len(length)]
-        with suppress(binascii.Error):
-            chunk = base64.b64decode(encoded, validate=True)
-            if len(chunk) == length:
-                return chunk
-    message = "The chunk arrived mixed with other output of the sandbox's REPL; try again"
-    raise FileTransferError(errno.EIO, message, remote_path)
+    def write_from(
+        self, path: RemotePath, local: str | PathLike[str], *, mode: int | None = None
+    ) -> FileEntry:
+        """Write a file from a local one, as `write` does.
 
+        Raises:
+            OSError: The local file cannot be read, or (`FileTransferError`) the remote one not be written.
+        """
+        with Path(local).open("rb") as content:
+            return self.write(path, content, mode=mode)
 
-def _base64_len(length: int) -> int:
-    return (length + 2) // 3 * 4
+    def stat(self, path: RemotePath) -> FileEntry:
+        """Look at a file or folder, or at a symbolic link itself.
+
+        Raises:
+            FileTransferError: It cannot be looked at.
+        """
+        return self._client.stat_file(self._id, path)
+
+    def exists(self, path: RemotePath) -> bool:
+        """Ask whether there is something; a symbolic link to nothing is something.
+
+        Raises:
+            FileTransferError: That cannot be found out.
+        """
+        try:
+            self.stat(path)
+        except FileTransferError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR):
+                return False
+            raise
+        return True
+
+    def list(self, path: RemotePath = ".", depth: int = 1) -> Entries:
+        """List a folder, and those below it down to the depth, by name; links are not followed.
+
+        Raises:
+            FileTransferError: It cannot be listed.
+        """
+        return self._client.list_files(self._id, path, depth)
+
+    def mkdir(self, path: RemotePath, *, mode: int | None = None) -> FileEntry:
+        """Make a folder and its parents; one that is there stays as it is.
+
+        Raises:
+            FileTransferError: It cannot be made.
+        """
+        return self._client.make_directory(self._id, path, mode=mode)
+
+    def move(self, path: RemotePath, to: RemotePath) -> FileEntry:
+        """Rename a file or folder within its file system; a file of that name is replaced.
+
+        Raises:
+            FileTransferError: It cannot be moved.
+        """
+        return self._client.move_file(self._id, path, to)
+
+    def remove(self, path: RemotePath, *, recursive: bool = False) -> None:
+        """Remove a file or link, or a folder, which must be empty unless recursive.
+
+        Raises:
+            FileTransferError: It cannot be removed.
+        """
+        self._client.remove_file(self._id, path, recursive=recursive)
+
+    def watch(
+        self, path: RemotePath, *, recursive: bool = False
+    ) -> AbstractContextManager[Iterator[FileEvent]]:
+        """Watch a file or folder; what happens in the `with` block and later is told, until it is gone.
+
+        Watching is not using: the sandbox may idle meanwhile.
+
+            with sandbox.files.watch("/srv", recursive=True) as events:
+                for event in events:
+                    print(event.type, event.path)
+
+        Raises:
+            FileTransferError: It cannot be watched.
+        """
+        return self._client.watch_files(self._id, path, recursive=recursive)

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from os import PathLike
 from types import TracebackType
 
-from podflare import _diff, _files
+from podflare import _diff
 from podflare._checkpoint import Checkpoint
 from podflare._client import Client, resolve_host, shared_client
 from podflare._diff import Diff
 from podflare._errors import PodflareError, SandboxNotFoundError
+from podflare._files import Files
 from podflare._types import (
     Egress,
     Event,
@@ -43,7 +44,7 @@ class Sandbox:
         timeout_seconds: Longest life, in seconds.
         idle_timeout_seconds: Longest time without running code, in seconds.
         ram_mib: Memory, in MiB. Not yet: every sandbox has its template's.
-        rootfs_gb: Disk, in GiB. Not yet: every sandbox has its template's.
+        rootfs_gb: Disk, in GiB; at least the template's 4. Copies have the same.
         persistent: Freeze the sandbox when it is idle for too long, instead of destroying it. Not yet: hosts
             destroy it.
         egress: What it reaches: everything public (True, the default), nothing (False), or what is on a list
@@ -120,6 +121,11 @@ class Sandbox:
             # The block's own exception tells more than what follows from it.
             if exc is None:
                 raise
+
+    @property
+    def files(self) -> Files:
+        """The sandbox's files."""
+        return Files(self._client, self.id)
 
     def info(self) -> SandboxInfo:
         """Ask what the sandbox really has, and how it is.
@@ -275,13 +281,15 @@ class Sandbox:
 
         Args:
             local_path: The content as bytes, or the path of a local file.
-            remote_path: Where it goes; an existing file is replaced.
+            remote_path: Where it goes; an existing file is replaced when all has arrived, and keeps its mode.
 
         Raises:
             OSError: The local file cannot be read, or (`FileTransferError`) the remote one not be written.
         """
-        with _files.open_source(local_path) as source:
-            _files.upload(self.run_code, source, remote_path)
+        if isinstance(local_path, (bytes, bytearray, memoryview)):
+            self.files.write(remote_path, local_path)
+        else:
+            self.files.write_from(remote_path, local_path)
 
     def download(self, remote_path: str) -> bytes:
         """Read a file of the sandbox.
@@ -289,7 +297,7 @@ class Sandbox:
         Raises:
             FileTransferError: It cannot be read; also an OSError.
         """
-        return _files.download(self.run_code, remote_path)
+        return self.files.read(remote_path)
 
     def ping(self) -> float:
         """Ask the guest for an answer; return its round trip as the host measured it, in milliseconds.

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Iterator
 
 from podflare._errors import ProtocolError
-from podflare._types import Event
+from podflare._types import Event, FileEvent
 
 _EXCERPT_LEN = 200
 
@@ -35,6 +35,23 @@ def execution_events(chunks: Iterable[bytes]) -> Iterator[Event]:
         raise ProtocolError(
             "The execution's stream ended without an exit code: the sandbox or its host went away"
         )
+
+
+def file_events(chunks: Iterable[bytes]) -> Iterator[FileEvent]:
+    """Parse the stream of a watch; blank lines are the host's heartbeats.
+
+    Raises:
+        ProtocolError: A line is not an event.
+    """
+    for line in _lines(chunks):
+        if line.strip():
+            try:
+                event = FileEvent.from_json(json.loads(line))
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
+                raise ProtocolError(
+                    f"The host sent a line that is not an event: {line[:_EXCERPT_LEN]!r}"
+                ) from error
+            yield event
 
 
 def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
+from urllib.parse import quote, unquote_to_bytes
 
 Language = Literal["python", "bash"]
+# Of a sandbox. Bytes that are not UTF-8 are in it as Python has them in paths of this machine.
+RemotePath = str | os.PathLike[str]
 
 FORK_CHILDREN_MAX = 32
 
@@ -104,6 +108,94 @@ class NetworkInfo(TypedDict):
     received_bytes: int
     connections: int
     """Connections and flows that were let out."""
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """What is known of a file, a folder or another entry of a sandbox.
+
+    Attributes:
+        path: Absolute; of a file that was written through a symbolic link, the file itself.
+        name: The last part of the path.
+        type: "file", "directory", "symlink", or "special" for pipes, sockets and devices.
+        size_bytes: Its size.
+        mode: Permissions with the set-id and sticky bits.
+        uid: Its owner's number.
+        gid: Its group's number.
+        modified_at_ms: Milliseconds since 1970-01-01 UTC, by the sandbox's clock.
+        target: What a symbolic link points to, as it is written there.
+    """
+
+    path: str
+    name: str
+    type: str
+    size_bytes: int
+    mode: int
+    uid: int
+    gid: int
+    modified_at_ms: int
+    target: str | None = None
+
+    @classmethod
+    def from_json(cls, entry: Mapping[str, Any]) -> FileEntry:
+        """Build an entry from its JSON object; keys that it does not know are ignored.
+
+        Raises:
+            ValueError: It is none.
+        """
+        try:
+            path = _path(entry)
+            return cls(
+                path=path,
+                name=path.rstrip("/").rpartition("/")[2],
+                type=str(entry["type"]),
+                size_bytes=int(entry["size_bytes"]),
+                mode=int(entry["mode"], 8),
+                uid=int(entry["uid"]),
+                gid=int(entry["gid"]),
+                modified_at_ms=int(entry["modified_at_ms"]),
+                target=entry.get("target"),
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"Not a file: {entry!r}") from error
+
+
+@dataclass(frozen=True)
+class FileEvent:
+    """Something that happened to a file of a sandbox.
+
+    Attributes:
+        type: "create", "modify", "close_write", "attributes", "delete", "moved_from" or "moved_to", as
+            inotify tells them; "overflow" when events were lost, so that only a listing tells what there is.
+        path: What it happened to; of an overflow, what is watched.
+        is_directory: Whether that is a folder.
+        cookie: The same in both events of one move; else 0.
+    """
+
+    type: str
+    path: str
+    is_directory: bool
+    cookie: int
+
+    @classmethod
+    def from_json(cls, event: Mapping[str, Any]) -> FileEvent:
+        """Build an event from its JSON object; keys that it does not know are ignored.
+
+        Raises:
+            KeyError: A key is missing.
+        """
+        return cls(str(event["type"]), _path(event), bool(event["is_directory"]), int(event["cookie"]))
+
+
+def encoded(path: RemotePath) -> str:
+    """Write a path, or another value, as a query takes it."""
+    return quote(os.fsencode(path), safe="/")
+
+
+def _path(told: Mapping[str, Any]) -> str:
+    if "encoded_path" in told:
+        return os.fsdecode(unquote_to_bytes(str(told["encoded_path"])))
+    return str(told["path"])
 
 
 class SandboxInfo(TypedDict, total=False):

@@ -64,7 +64,7 @@ async fn take_of(
         return Err(TakeError::TooMany);
     }
     let slot = app.acquire_slots(1)?;
-    let _forking = source.begin_fork();
+    let _in_use = source.begin_use();
     let begun = Instant::now();
     let _turn = app.admission.turn(1).await?;
     let wait = begun.elapsed();
@@ -86,7 +86,7 @@ async fn take_of(
             name,
             machine: twin.copy,
             sandbox: Mutex::new(identity.id.clone()),
-            shape: source.lineage().shape.clone(),
+            shape: source.shape().clone(),
             generation: source.lineage().generation,
             terms: identity.terms,
             egress: source.egress(),

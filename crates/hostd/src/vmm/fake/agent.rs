@@ -1,11 +1,11 @@
 //! The agent of a fake guest: the real guest protocol over a toy language, one statement a line.
 //!
 //! `print TEXT` · `error TEXT` · `partial TEXT` (no newline) · `set NAME TEXT` · `get NAME` · `hostname` ·
-//! `entropy` · `sleep MS` · `flood BYTES` · `exit CODE` · `kill SIGNAL` · `panic` · `crash` (of the agent) ·
+//! `entropy` · `sleep MS` · `flood BYTES` · `exit CODE` · `kill SIGNAL` · `panic` · `disk` (its file system's bytes) · `crash` (of the agent) ·
 //! `stall` (of the guest) · `forge` (output of an execution that does not run) · `pass`, and what hostd runs in
 //! a template: `print(1)` and `true`.
 
-use super::{Core, World, take_time};
+use super::{Core, World, stand_still_if_so, take_time};
 use crate::vmm::Ending;
 use podflare_wire::codec::{FrameReader, encode_frame};
 use podflare_wire::control::EndReason;
@@ -79,12 +79,6 @@ pub(super) async fn serve(stream: DuplexStream, core: &Arc<Core>) {
         () = run_all(queue, &writer, core) => {}
     }
     stand_still_if_so(core).await;
-}
-
-async fn stand_still_if_so(core: &Core) {
-    if core.guest().stands_still {
-        std::future::pending::<()>().await;
-    }
 }
 
 async fn take(
@@ -200,6 +194,7 @@ async fn run(job: &Job, events: &mpsc::UnboundedSender<Event>, core: &Arc<Core>)
                 format!("{value}\n")
             }
             "hostname" => format!("{}\n", core.guest().hostname),
+            "disk" => format!("{}\n", core.guest().file_system_bytes),
             "entropy" => format!("{:?}\n", core.guest().entropy),
             "set" => {
                 let (name, value) = rest.split_once(' ').unwrap_or((rest, ""));

@@ -1,10 +1,11 @@
 //! Machines in memory, for tests and for clients' tests on hosts without KVM.
 //!
 //! They keep the real ones' rules (what may be asked of a running and of a frozen machine, fork,
-//! resets, endings) and serve the real guest protocol, with a toy language in place of Python and bash.
+//! resets, endings) and serve the real guest protocols, with a toy language in place of Python and bash.
 //! They prove nothing about time or memory.
 
 mod agent;
+mod files;
 
 use crate::pool::policy::Memory;
 use crate::vmm::{
@@ -13,16 +14,20 @@ use crate::vmm::{
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, ready};
 use podflare_wire::control::{EndReason, PageRun};
+use podflare_wire::files::{Event as FileEvent, FILES_PORT};
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::BorrowedFd;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::{broadcast, watch};
 use tokio::task::AbortHandle;
 
 /// Bytes that a stream to a fake guest holds on their way.
 const STREAM_LEN: usize = 64 * 1024;
+
+/// Events of files that a watch may be late by.
+const FILE_EVENTS_MAX: usize = 64;
 
 /// What a fork of a running machine is said to have cost it.
 const PAUSE: Duration = Duration::from_millis(1);
@@ -54,6 +59,7 @@ struct World {
     renewals_to_leave_pending: AtomicU32,
     clocks_set: AtomicU32,
     pauses: AtomicU32,
+    refuses_growth: AtomicBool,
     memory: Mutex<Option<Memory>>,
 }
 
@@ -135,6 +141,11 @@ impl FakeVmm {
         self.0.renewals_to_leave_pending.store(count, Ordering::SeqCst);
     }
 
+    /// From now on no guest's file system grows.
+    pub fn refuse_growth(&self) {
+        self.0.refuses_growth.store(true, Ordering::SeqCst);
+    }
+
     /// From now on the host has so much memory. Before, nobody knows how much.
     pub fn set_memory(&self, memory: Memory) {
         *lock(&self.0.memory) = Some(memory);
@@ -209,6 +220,7 @@ struct Core {
     number: u32,
     state: watch::Sender<State>,
     guest: Mutex<Guest>,
+    file_events: broadcast::Sender<FileEvent>,
     connections: Mutex<Vec<AbortHandle>>,
 }
 
@@ -223,6 +235,10 @@ enum State {
 #[derive(Debug, Clone, Default)]
 struct Guest {
     variables: BTreeMap<String, String>,
+    files: files::Files,
+    /// Of a disk that has grown; its file system has as many when it was told to.
+    disk_bytes: u64,
+    file_system_bytes: u64,
     hostname: String,
     entropy: Vec<u8>,
     stands_still: bool,
@@ -230,6 +246,12 @@ struct Guest {
     reported_bytes: Option<u64>,
     /// One of them is made each time that somebody asks a running machine.
     reports_left: u32,
+}
+
+async fn stand_still_if_so(core: &Core) {
+    if core.guest().stands_still {
+        std::future::pending::<()>().await;
+    }
 }
 
 impl FakeMachine {
@@ -241,6 +263,7 @@ impl FakeMachine {
             number,
             state: watch::Sender::new(state),
             guest: Mutex::new(guest),
+            file_events: broadcast::Sender::new(FILE_EVENTS_MAX),
             connections: Mutex::default(),
         };
         let core = Arc::new(core);
@@ -360,6 +383,18 @@ impl Machine for FakeMachine {
         ready(Ok(guest.reported_bytes)).boxed()
     }
 
+    fn grow_disk(&self, bytes: u64) -> Pending<()> {
+        let grown = match *self.core.state.borrow() {
+            State::Running => Ok(()),
+            State::Frozen => Err(VmmError::Refused { reason: "the machine is frozen".to_owned() }),
+            State::Ended(_) => Err(VmmError::Ended),
+        };
+        if grown.is_ok() {
+            self.core.guest().disk_bytes = bytes;
+        }
+        ready(grown).boxed()
+    }
+
     fn freeze(&self) -> Pending<()> {
         let frozen = self.core.change(&State::Running, State::Frozen);
         if frozen.is_ok() {
@@ -368,7 +403,7 @@ impl Machine for FakeMachine {
         ready(frozen).boxed()
     }
 
-    fn connect(&self, _port: u32) -> Result<Box<dyn GuestStream>, VmmError> {
+    fn connect(&self, port: u32) -> Result<Box<dyn GuestStream>, VmmError> {
         if self.core.has_ended() {
             return Err(VmmError::Ended);
         }
@@ -377,7 +412,10 @@ impl Machine for FakeMachine {
         let connection = tokio::spawn(async move {
             let mut state = core.state.subscribe();
             if state.wait_for(|state| *state == State::Running).await.is_ok() {
-                agent::serve(theirs, &core).await;
+                match port {
+                    FILES_PORT => files::serve(theirs, &core).await,
+                    _ => agent::serve(theirs, &core).await,
+                }
             }
         });
         lock(&self.core.connections).push(connection.abort_handle());

@@ -243,6 +243,12 @@ impl Machine for ProcessMachine {
         })
     }
 
+    fn grow_disk(&self, bytes: u64) -> Pending<()> {
+        self.ask(&Command::GrowDisk { bytes }, &[], |reply, _| {
+            matches!(reply, Reply::DiskGrown).then_some(())
+        })
+    }
+
     fn freeze(&self) -> Pending<()> {
         self.ask(&Command::Freeze, &[], |reply, _| matches!(reply, Reply::Frozen { .. }).then_some(()))
     }

@@ -42,6 +42,7 @@ pub(crate) struct MmioTransport<D> {
     driver_features_select: u32,
     queue_select: u32,
     interrupt_status: u32,
+    config_generation: u32,
 }
 
 impl<D: VirtioDevice> MmioTransport<D> {
@@ -57,7 +58,23 @@ impl<D: VirtioDevice> MmioTransport<D> {
             driver_features_select: 0,
             queue_select: 0,
             interrupt_status: 0,
+            config_generation: 0,
         }
+    }
+
+    /// Lets the device change its configuration space, and tells the driver.
+    pub(crate) fn change_config<E>(
+        &mut self,
+        change: impl FnOnce(&mut D) -> Result<(), E>,
+    ) -> Result<Served, E> {
+        change(&mut self.device)?;
+        self.config_generation = self.config_generation.wrapping_add(1);
+        // One that is not ready reads it when it is.
+        let raise = self.is_active();
+        if raise {
+            self.interrupt_status |= register::VIRTIO_MMIO_INT_CONFIG;
+        }
+        Ok(Served { raise, more: false })
     }
 
     pub(crate) fn device_mut(&mut self) -> &mut D {
@@ -148,8 +165,7 @@ impl<D: VirtioDevice> MmioTransport<D> {
             register::VIRTIO_MMIO_QUEUE_READY => queue.map_or(0, |queue| u32::from(queue.ready())),
             register::VIRTIO_MMIO_INTERRUPT_STATUS => self.interrupt_status,
             register::VIRTIO_MMIO_STATUS => self.status,
-            // No device here ever changes its configuration.
-            register::VIRTIO_MMIO_CONFIG_GENERATION => 0,
+            register::VIRTIO_MMIO_CONFIG_GENERATION => self.config_generation,
             // The length of a shared memory region that does not exist.
             register::VIRTIO_MMIO_SHM_LEN_LOW | register::VIRTIO_MMIO_SHM_LEN_HIGH => u32::MAX,
             _ => 0,
@@ -383,6 +399,23 @@ mod tests {
         assert_eq!(driver.read(8), 42);
         assert_eq!(driver.read(register::VIRTIO_MMIO_QUEUE_NUM_MAX), 8);
         assert_eq!(driver.read(register::VIRTIO_MMIO_SHM_LEN_LOW), u32::MAX);
+    }
+
+    #[test]
+    fn a_driver_is_told_of_a_change_when_it_is_ready() {
+        let change =
+            |driver: &mut Driver<Probe>| driver.transport.change_config(|_| Ok::<_, ()>(())).unwrap();
+        let mut unset = Driver::unset(Probe::default());
+        assert_eq!(change(&mut unset), Served::default());
+        assert_eq!(unset.read(register::VIRTIO_MMIO_INTERRUPT_STATUS), 0);
+        let mut ready = Driver::new(Probe::default());
+        let before = ready.read(register::VIRTIO_MMIO_CONFIG_GENERATION);
+        assert!(change(&mut ready).raise);
+        assert_eq!(ready.read(register::VIRTIO_MMIO_INTERRUPT_STATUS), register::VIRTIO_MMIO_INT_CONFIG);
+        assert_ne!(ready.read(register::VIRTIO_MMIO_CONFIG_GENERATION), before);
+        let refused = ready.transport.change_config(|_| Err("too long"));
+        assert_eq!(refused, Err("too long"));
+        assert_eq!(ready.read(register::VIRTIO_MMIO_CONFIG_GENERATION), before + 1);
     }
 
     #[test]

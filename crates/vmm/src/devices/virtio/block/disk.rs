@@ -32,6 +32,7 @@
 
 use super::allocator::Allocator;
 use super::map::{BLOCK_LEN, BlockMap, Place};
+use podflare_wire::limits::DISK_GIB_MAX;
 use rustix::fs::{FallocateFlags, fallocate};
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
@@ -55,6 +56,8 @@ pub(crate) enum DiskError {
     BaseTooLong { bytes: u64, base_bytes: u64 },
     #[error("A disk of {bytes} bytes is not a multiple of {BLOCK_LEN} bytes")]
     Unaligned { bytes: u64 },
+    #[error("A disk of {old} bytes cannot become one of {bytes} bytes; the most is {DISK_GIB_MAX} GiB")]
+    NotLarger { old: u64, bytes: u64 },
     #[error("The disk already reads {LAYERS_MAX} layers, the most it can; fork from an earlier generation")]
     TooManyLayers,
 }
@@ -105,6 +108,24 @@ impl Disk {
 
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// Makes the disk longer; what is new reads as zeros. A disk of the same length stays as it is.
+    pub(crate) fn grow(&mut self, bytes: u64) -> Result<(), DiskError> {
+        if !bytes.is_multiple_of(BLOCK_LEN) {
+            return Err(DiskError::Unaligned { bytes });
+        }
+        let not_larger = DiskError::NotLarger { old: self.bytes, bytes };
+        if bytes > u64::from(DISK_GIB_MAX) << 30 {
+            return Err(not_larger);
+        }
+        let Some(more) = bytes.checked_sub(self.bytes) else { return Err(not_larger) };
+        let Ok(blocks) = usize::try_from(more / BLOCK_LEN) else { return Err(not_larger) };
+        if blocks > 0 {
+            self.map.grow(blocks);
+            self.bytes = bytes;
+        }
+        Ok(())
     }
 
     /// In the source, just before it is copied: what has been written is shared from now on. An error if

@@ -251,3 +251,35 @@ fn access_beyond_the_end_is_refused() {
     assert!(disk.discard(u64::MAX, 2).is_err());
     assert!(disk.write_zeroes(0, DISK_LEN + 1).is_err());
 }
+
+#[test]
+fn a_disk_that_has_grown_keeps_what_it_has_and_its_copies_their_length() {
+    let Pair { mut disk, mut model } = new_pair();
+    disk.write_at(DISK_LEN - 100, &[7; 100]).unwrap();
+    let shorter = disk.fork();
+    disk.grow(DISK_LEN + 3 * BLOCK_LEN).unwrap();
+    model[usize::try_from(DISK_LEN).unwrap() - 100..].fill(7);
+    assert!(shorter.content() == model);
+    model.resize(model.len() + 3 * BLOCK_BYTES, 0);
+    assert!(disk.content() == model);
+    // Across the former end.
+    disk.write_at(DISK_LEN - 5000, &[9; 10_000]).unwrap();
+    let start = usize::try_from(DISK_LEN - 5000).unwrap();
+    model[start..start + 10_000].fill(9);
+    let mut copy = disk.fork();
+    copy.grow(copy.bytes() + BLOCK_LEN).unwrap();
+    assert!(disk.content() == model);
+    assert!(copy.content()[..model.len()] == model);
+    assert!(shorter.read_at(DISK_LEN, &mut [0]).is_err());
+}
+
+#[test]
+fn a_disk_grows_in_whole_blocks_within_its_limit_and_never_shrinks() {
+    let Pair { mut disk, .. } = new_pair();
+    disk.grow(DISK_LEN).unwrap();
+    for bytes in [DISK_LEN - BLOCK_LEN, 0, (u64::from(DISK_GIB_MAX) << 30) + BLOCK_LEN, u64::MAX - 4095] {
+        assert!(matches!(disk.grow(bytes), Err(DiskError::NotLarger { .. })), "{bytes}");
+    }
+    assert!(matches!(disk.grow(DISK_LEN + 512), Err(DiskError::Unaligned { .. })));
+    assert_eq!(disk.bytes(), DISK_LEN);
+}

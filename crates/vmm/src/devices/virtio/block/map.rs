@@ -1,5 +1,5 @@
-//! Where each block of a disk is: one flat table of 8 bytes a block, in memory that costs nothing until
-//! it is written and that fork(2) copies with the rest.
+//! Where each block of a disk is: a flat table of 8 bytes a block, in memory that costs nothing until
+//! it is written and that fork(2) copies with the rest. A disk that has grown has one for each piece.
 
 /// The unit of copy-on-write, in bytes.
 pub(super) const BLOCK_LEN: u64 = 4096;
@@ -36,17 +36,38 @@ impl Place {
 #[derive(Debug)]
 #[cfg_attr(test, derive(Clone))]
 pub(super) struct BlockMap {
-    entries: Vec<u64>,
+    tables: Vec<Vec<u64>>,
 }
 
 impl BlockMap {
     pub(super) fn new(blocks: usize) -> BlockMap {
-        // All-zero entries are asked for as zeroed pages, which the kernel hands out on first touch.
-        BlockMap { entries: vec![BASE; blocks] }
+        let mut map = BlockMap { tables: Vec::with_capacity(1) };
+        map.grow(blocks);
+        map
+    }
+
+    /// Adds so many blocks, which begin in the base, too.
+    pub(super) fn grow(&mut self, blocks: usize) {
+        // All-zero entries are asked for as zeroed pages, which the kernel hands out on first touch. To lengthen a
+        // table would touch them all.
+        self.tables.push(vec![BASE; blocks]);
+    }
+
+    /// The table that a block is in, and where.
+    fn locate(&self, block: u64) -> (usize, usize) {
+        let mut index = index(block);
+        for (table, entries) in self.tables.iter().enumerate() {
+            if index < entries.len() {
+                return (table, index);
+            }
+            index -= entries.len();
+        }
+        panic!("block {block} is beyond the end of the map");
     }
 
     pub(super) fn get(&self, block: u64) -> Place {
-        match self.entries[index(block)] {
+        let (table, index) = self.locate(block);
+        match self.tables[table][index] {
             BASE => Place::Base,
             ZERO => Place::Zero,
             entry => Place::Layer {
@@ -57,7 +78,8 @@ impl BlockMap {
     }
 
     pub(super) fn set(&mut self, block: u64, place: Place) {
-        self.entries[index(block)] = match place {
+        let (table, index) = self.locate(block);
+        self.tables[table][index] = match place {
             Place::Base => BASE,
             Place::Zero => ZERO,
             Place::Layer { layer, block } => (u64::from(layer) + 1) << BLOCK_BITS | block,
@@ -73,6 +95,18 @@ fn index(block: u64) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_map_that_has_grown_keeps_what_it_had() {
+        let mut map = BlockMap::new(2);
+        map.set(1, Place::Zero);
+        map.grow(3);
+        map.grow(1);
+        map.set(5, Place::Layer { layer: 3, block: 9 });
+        let places: Vec<Place> = (0..6).map(|block| map.get(block)).collect();
+        let (base, zero) = (Place::Base, Place::Zero);
+        assert_eq!(places, [base, zero, base, base, base, Place::Layer { layer: 3, block: 9 }]);
+    }
 
     #[test]
     fn every_place_is_read_back_as_it_was_set() {

@@ -11,7 +11,7 @@ mod map;
 mod request;
 
 use super::{GuestMemory, Queue, QueueError, Served, VirtioDevice, read_config_bytes, serve_queue_until};
-use disk::Disk;
+use disk::{Disk, DiskError};
 use request::{DISCARD_SECTORS_MAX, DISCARD_SEGMENTS_MAX, SECTOR_LEN, SEGMENT_LEN_MAX, SEGMENTS_MAX};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -41,6 +41,13 @@ pub(crate) struct Block {
 impl Block {
     pub(crate) fn new(disk: Disk, pausing: Arc<AtomicBool>) -> Block {
         Block { config: config_of(&disk), bounce: vec![0; request::BOUNCE_LEN], disk, pausing }
+    }
+
+    /// Makes the disk longer. The driver has to be told.
+    pub(crate) fn grow(&mut self, bytes: u64) -> Result<(), DiskError> {
+        self.disk.grow(bytes)?;
+        self.config = config_of(&self.disk);
+        Ok(())
     }
 
     pub(crate) fn disk_mut(&mut self) -> &mut Disk {
