@@ -125,7 +125,7 @@ impl Tar<'_> {
         let number = |given: Option<u64>, field: &[u8], value: std::io::Result<u64>| match given {
             Some(number) => Ok(number),
             None if field.iter().all(|byte| matches!(byte, 0 | b' ')) => Ok(0),
-            None => value.map_err(|error| self.malformed(error)),
+            None => value.map_err(|error| self.malformed(error.to_string())),
         };
         let id = |given, field: &[u8], value| {
             let id = number(given, field, value)?;
@@ -133,7 +133,7 @@ impl Tar<'_> {
         };
         let fields = header.as_old();
         let meta = Meta {
-            mode: header.mode().map_err(|error| self.malformed(error))? & 0o7777,
+            mode: header.mode().map_err(|error| self.malformed(error.to_string()))? & 0o7777,
             uid: id(extension.uid, &fields.uid, header.uid())?,
             gid: id(extension.gid, &fields.gid, header.gid())?,
             mtime_s: number(extension.mtime_s, &fields.mtime, header.mtime())?,
@@ -143,7 +143,7 @@ impl Tar<'_> {
     }
 
     fn size_of(&self, header: &Header) -> Result<u64, OciError> {
-        header.entry_size().map_err(|error| self.malformed(error))
+        header.entry_size().map_err(|error| self.malformed(error.to_string()))
     }
 
     /// Gives where the contents begin.
@@ -203,7 +203,7 @@ impl Tar<'_> {
         Ok(())
     }
 
-    fn malformed(&self, reason: impl ToString) -> OciError {
+    fn malformed(&self, reason: impl Into<String>) -> OciError {
         OciError::malformed(self.what, reason)
     }
 }

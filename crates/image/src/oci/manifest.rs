@@ -236,5 +236,5 @@ fn digest_in_name(member: &str) -> Option<Digest> {
 }
 
 fn parse<T: DeserializeOwned>(what: &str, contents: &[u8]) -> Result<T, OciError> {
-    serde_json::from_slice(contents).map_err(|error| OciError::malformed(what, error))
+    serde_json::from_slice(contents).map_err(|error| OciError::malformed(what, error.to_string()))
 }

@@ -47,8 +47,8 @@ pub enum OciError {
 }
 
 impl OciError {
-    fn malformed(what: &str, reason: impl ToString) -> OciError {
-        OciError::Malformed { what: what.to_owned(), reason: reason.to_string() }
+    fn malformed(what: &str, reason: impl Into<String>) -> OciError {
+        OciError::Malformed { what: what.to_owned(), reason: reason.into() }
     }
 }
 
