@@ -129,6 +129,11 @@ impl Workshop {
 /// Takes something away, and adds what must not be followed on this machine.
 fn additions() -> Vec<u8> {
     let mut layer = tar::Builder::new(GzEncoder::new(Vec::new(), Compression::fast()));
+    let mut directory = Header::new_gnu();
+    directory.set_entry_type(EntryType::Directory);
+    directory.set_size(0);
+    directory.set_mode(0o755);
+    layer.append_data(&mut directory, "var/lib/served", &[][..]).unwrap();
     let mut link = |name: &str, target: &str| {
         let mut header = Header::new_gnu();
         header.set_entry_type(EntryType::Symlink);

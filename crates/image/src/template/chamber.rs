@@ -108,7 +108,9 @@ impl Chamber<'_> {
         command.arg("--bind").arg(self.root).arg("/");
         command.args(["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp", "--tmpfs", "/run"]);
         command.arg("--bind").arg(&self.place).arg("/run/podflare");
-        command.args(["--ro-bind-try", "/etc/resolv.conf", "/etc/resolv.conf", "--chdir", "/root"]);
+        command.args(["--ro-bind-try", "/etc/resolv.conf", "/etc/resolv.conf"]);
+        // Not every image of a container has it.
+        command.args(["--perms", "0700", "--dir", "/root", "--chdir", "/root"]);
         let mut environment: BTreeMap<String, String> = ENVIRONMENT
             .iter()
             .chain(&PIP_ENVIRONMENT)
