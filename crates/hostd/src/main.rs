@@ -92,7 +92,12 @@ async fn network(settings: &Settings) -> Network {
     match LinuxDriver::set_up(*subnet, gateway_of(*subnet)).await {
         Ok((driver, sockets)) => {
             let network = Network::new(Box::new(driver));
-            tokio::spawn(dns::serve(network.clone(), sockets, upstreams.clone()));
+            let served = dns::serve(network.clone(), sockets, upstreams.clone());
+            tokio::spawn(async {
+                if let Err(error) = served.await {
+                    tracing::error!(%error, "Sandboxes' DNS questions are not answered");
+                }
+            });
             network
         }
         Err(error) => {

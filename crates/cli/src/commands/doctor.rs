@@ -9,12 +9,14 @@ use podflare_image::cache::Cache;
 use podflare_image::definition::GuestDefinition;
 use podflare_image::guest::GuestImage;
 use podflare_image::tool::{self, Tool};
+use rustix::thread::{CapabilitySet, capabilities};
 use std::fs;
 use std::path::Path;
 use std::process::ExitCode;
 
 /// Both images (1.1 GB), the former ones that are kept, what one is made from, and some state.
 const DISK_GIB_MIN: u64 = 5;
+const PACKET_FILTER: Tool = Tool { program: "nft", package: "nftables" };
 const EMULATOR: Tool = Tool { program: "qemu-system-x86_64", package: "qemu-system-x86" };
 
 struct Finding {
@@ -33,6 +35,7 @@ pub(crate) fn run(places: &Places, output: &Output) -> anyhow::Result<ExitCode> 
         kvm(&probe),
         memory(&probe),
         disk(places),
+        network(&probe),
         tools(&probe),
         programs(places),
         image(places)?,
@@ -86,6 +89,25 @@ fn disk(places: &Places) -> Finding {
         detail: format!("{free_gib} GiB free for {}", places.home.display()),
         remedy: (!enough).then(|| format!("free {DISK_GIB_MIN} GiB, or set PODFLARE_HOME to a bigger disk")),
     }
+}
+
+/// Sandboxes work without, but reach nothing.
+fn network(probe: &Probe) -> Finding {
+    if !probe.usable {
+        return found("network", "of sandboxes: made in the emulated host, which has what it takes".into());
+    }
+    let needed = CapabilitySet::NET_ADMIN | CapabilitySet::SYS_ADMIN;
+    let is_allowed = capabilities(None).is_ok_and(|sets| sets.effective.contains(needed));
+    let (detail, remedy) = if !is_allowed {
+        ("this user may not make one for sandboxes".to_owned(), Some("run `podflare up` as root".to_owned()))
+    } else if tool::find(PACKET_FILTER.program).is_none() {
+        let remedy = format!("apt-get install {}", PACKET_FILTER.package);
+        (format!("no {}, which filters sandboxes' packets", PACKET_FILTER.program), Some(remedy))
+    } else {
+        ("of sandboxes: this user may make it".to_owned(), None)
+    };
+    let remedy = remedy.map(|remedy| format!("{remedy}; or set PODFLARE_NO_NETWORK=1 to do without"));
+    Finding { subject: "network", detail, remedy }
 }
 
 fn tools(probe: &Probe) -> Finding {

@@ -22,6 +22,7 @@ use super::egress::{Cidr, Egress};
 use futures_util::{FutureExt, TryStreamExt};
 use namespace::{Namespace, nft, nft_list};
 use podflare_wire::guest::NetworkIdentity;
+use rtnetlink::packet_route::link::LinkAttribute;
 use rtnetlink::packet_route::neighbour::NeighbourState;
 use rtnetlink::packet_route::route::RouteScope;
 use rtnetlink::{Handle, LinkUnspec, LinkVeth, RouteMessageBuilder};
@@ -42,6 +43,9 @@ const LINK_ATTEMPTS: u32 = 50;
 const LINK_PAUSE: Duration = Duration::from_millis(200);
 
 const DNS_PORT: u16 = 53;
+
+/// Packets that wait for a guest: what one that reads none takes of the host's memory is bounded by it.
+const TAP_QUEUE_LEN: u32 = 128;
 
 #[derive(Debug, thiserror::Error)]
 pub enum SetUpError {
@@ -207,8 +211,10 @@ async fn make_tap(
     let failed = |step| move |error: rtnetlink::Error| make(step, error.into());
     let tap = tap::make(&name).map_err(|errno| make("to open it", errno.into()))?;
     let index = index_of(&handle, &name).await.map_err(failed("to find it"))?;
-    let link = LinkUnspec::new_with_index(index).address(GATEWAY_MAC.to_vec()).build();
-    handle.link().set(link).execute().await.map_err(failed("to address it"))?;
+    let link = LinkUnspec::new_with_index(index)
+        .address(GATEWAY_MAC.to_vec())
+        .append_extra_attribute(LinkAttribute::TxQueueLen(TAP_QUEUE_LEN));
+    handle.link().set(link.build()).execute().await.map_err(failed("to address it"))?;
     bring_up(&handle, index, identity).await.map_err(failed("to bring it up"))?;
     Ok(Some(tap))
 }
