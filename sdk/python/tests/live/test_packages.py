@@ -59,8 +59,8 @@ def sandbox_without_six(sandbox: Sandbox) -> str:
 
 
 def test_apt_installs_a_package(sandbox: Sandbox) -> None:
-    first_index = 'apt-get -qq --print-uris update | grep -m1 -o "http[^\']*"'
-    skip_unless_reached("a Debian mirror", "bash", "-c", f"curl -fsS -o /dev/null $({first_index})")
+    first_index = "apt-get indextargets --format '$(SITE)/dists/$(RELEASE)/InRelease' | head -n 1"
+    skip_unless_reached("a Debian mirror", "bash", "-c", f'curl -fsS -o /dev/null "$({first_index})"')
     bash(sandbox, "apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y hello")
     assert bash(sandbox, "hello") == "Hello, world!"
 
