@@ -4,7 +4,7 @@ use crate::vmm::Vmm;
 use crate::wait::DEADLINE;
 use podflare_wire::codec::{FrameReader, encode_frame};
 use podflare_wire::guest::{
-    AGENT_PORT, ENTROPY_LEN, Event, ExecId, Language, OutputStream, PROTOCOL, Renewal, Request,
+    AGENT_PORT, ENTROPY_LEN, Event, ExecContext, ExecId, Language, OutputStream, PROTOCOL, Renewal, Request,
 };
 use podflare_wire::limits::EVENT_FRAME_LEN_MAX;
 use std::io::{ErrorKind, Read, Write};
@@ -92,7 +92,8 @@ impl Agent {
     pub fn begin(&mut self, language: Language, code: &str) -> Result<ExecId, NoAnswer> {
         let exec = ExecId(self.next_exec);
         self.next_exec += 1;
-        self.send(&Request::Exec { exec, language, code: code.to_owned() })?;
+        let context = ExecContext::default();
+        self.send(&Request::Exec { exec, language, code: code.to_owned(), context, announce: false })?;
         Ok(exec)
     }
 

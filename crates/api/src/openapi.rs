@@ -6,8 +6,10 @@
 use crate::capacity::{Capacity, TemplateCapacity};
 use crate::checkpoint::{CheckpointList, CheckpointRequest, CheckpointView, RestoreRequest};
 use crate::error::ErrorBody;
-use crate::exec::{ExecEvent, ExecEventKind, ExecRequest, Language};
-use crate::id::{CheckpointId, SandboxId};
+use crate::exec::{
+    ExecEvent, ExecEventKind, ExecList, ExecRequest, ExecState, ExecView, ExitReason, Language,
+};
+use crate::id::{CheckpointId, ExecId, SandboxId};
 use crate::sandbox::{
     ChildFailure, CreateSandbox, ForkRequest, Forked, SandboxCreated, SandboxList, SandboxState, SandboxView,
 };
@@ -121,7 +123,7 @@ pub const ENDPOINTS: &[Endpoint] = &[
         method: Method::Post,
         path: "/v1/sandboxes/{id}/exec",
         id: "exec",
-        summary: "Runs code and streams its events; the last is always `exit`",
+        summary: "Runs code and streams its events; the last is always `exit`. The header `podflare-exec-id` names it",
         request: Some("ExecRequest"),
         success: Success::Events,
         errors: &[
@@ -131,6 +133,26 @@ pub const ENDPOINTS: &[Endpoint] = &[
             ("429", "Too many executions wait in this sandbox, or have events that nobody has read"),
             CROWDED,
         ],
+        open: false,
+    },
+    Endpoint {
+        method: Method::Get,
+        path: "/v1/sandboxes/{id}/execs",
+        id: "list_execs",
+        summary: "Lists the executions that run or wait in a sandbox, in the order of their requests",
+        request: None,
+        success: Success::Json("ExecList"),
+        errors: &[UNKNOWN],
+        open: false,
+    },
+    Endpoint {
+        method: Method::Delete,
+        path: "/v1/sandboxes/{id}/execs/{exec}",
+        id: "cancel_exec",
+        summary: "Cancels an execution; the same answer when there is none. Its own stream tells its end",
+        request: None,
+        success: Success::Empty,
+        errors: &[UNKNOWN],
         open: false,
     },
     Endpoint {
@@ -295,7 +317,12 @@ pub const ENDPOINTS: &[Endpoint] = &[
     ErrorBody,
     ExecEvent,
     ExecEventKind,
+    ExecId,
+    ExecList,
     ExecRequest,
+    ExecState,
+    ExecView,
+    ExitReason,
     ForkRequest,
     Forked,
     Language,
@@ -346,7 +373,11 @@ fn item(endpoint: &Endpoint) -> PathItem {
                 .build()
         }));
     for name in path_parameters(endpoint.path) {
-        let schema = if name == "checkpoint" { "CheckpointId" } else { "SandboxId" };
+        let schema = match name {
+            "checkpoint" => "CheckpointId",
+            "exec" => "ExecId",
+            _ => "SandboxId",
+        };
         operation = operation.parameter(
             ParameterBuilder::new()
                 .name(name)

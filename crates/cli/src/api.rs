@@ -140,7 +140,6 @@ fn error_text(answer: &mut Response<Body>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use podflare_api::exec::Language;
     use std::io::Write;
     use std::net::{TcpListener, TcpStream};
     use std::thread;
@@ -198,7 +197,7 @@ mod tests {
                 "{\"type\":\"exit\",\"data\":3,\"seq\":2,\"ts\":1}\n"
             ),
         );
-        let request = ExecRequest { code: "1".into(), language: Language::Python };
+        let request = ExecRequest { code: "1".into(), ..ExecRequest::default() };
         let mut seen = Vec::new();
         let code = client.exec(&SandboxId::random(), &request, |event| {
             seen.push(event.clone());
@@ -211,7 +210,7 @@ mod tests {
     #[test]
     fn a_stream_without_an_exit_code_is_an_error() {
         let client = host_answering("200 OK", "{\"type\":\"stdout\",\"data\":\"one\",\"seq\":0,\"ts\":1}\n");
-        let request = ExecRequest { code: "1".into(), language: Language::Python };
+        let request = ExecRequest { code: "1".into(), ..ExecRequest::default() };
         assert!(client.exec(&SandboxId::random(), &request, |_| Ok(())).is_err());
     }
 }

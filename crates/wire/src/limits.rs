@@ -25,8 +25,26 @@ pub const CONSOLE_TAIL_LEN_MAX: usize = 16 * 1024;
 /// The longest source text of one execution, in bytes. The published SDK uploads files inside it, as base64.
 pub const CODE_LEN_MAX: usize = 32 * 1024 * 1024;
 
+/// Bytes of the code's beginning that are told to those who look at what runs.
+pub const CODE_EXCERPT_LEN_MAX: usize = 256;
+
+/// Variables that one execution may add to its environment, and their names and values together, in bytes. Linux
+/// itself takes no variable of more than 128 KiB.
+pub const ENV_ENTRIES_MAX: usize = 256;
+pub const ENV_LEN_MAX: usize = 64 * 1024;
+
+/// The longest directory name that Linux takes, in bytes.
+pub const CWD_LEN_MAX: usize = 4095;
+
+/// The longest standard input of one execution, in bytes.
+pub const STDIN_LEN_MAX: usize = 16 * 1024 * 1024;
+
+/// The longest time limit of one execution: no sandbox is offered a longer life.
+pub const EXEC_TIMEOUT_MS_MAX: u64 = 24 * 60 * 60 * 1000;
+
 /// The longest frame from hostd to the agent: one execution and its envelope.
-pub const REQUEST_FRAME_LEN_MAX: usize = CODE_LEN_MAX + 64 * 1024;
+pub const REQUEST_FRAME_LEN_MAX: usize =
+    CODE_LEN_MAX + STDIN_LEN_MAX + 2 * ENV_LEN_MAX + CWD_LEN_MAX + 64 * 1024;
 
 /// The most output bytes in one frame from the agent.
 pub const OUTPUT_CHUNK_LEN_MAX: usize = 64 * 1024;

@@ -3,10 +3,13 @@
 pub(crate) mod bash;
 pub(crate) mod repl;
 
+use podflare_wire::guest::ExecContext;
+use rustix::fs::{Mode, OFlags, open};
 use rustix::io::Errno;
-use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, prlimit, setrlimit};
+use rustix::process::{Pid, Resource, Rlimit, Signal, chdir, fchdir, getrlimit, prlimit, setrlimit};
 use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
@@ -30,7 +33,17 @@ const OOM_SCORE_ADJ_CODE: &str = "500";
 #[derive(Debug)]
 pub(crate) struct Workplace<'a> {
     home: &'a Path,
+    /// The same, also when it has another name, or none.
+    home_directory: OwnedFd,
     standing: Standing,
+}
+
+/// An execution cannot have the directory that it was to have.
+#[derive(Debug, thiserror::Error)]
+#[error("The directory {cwd} cannot be entered: {error}")]
+pub(crate) struct EnterError {
+    cwd: String,
+    error: Errno,
 }
 
 /// What the kernel lets the agent have, and user code not. Processes inherit it, so it is laid down
@@ -48,7 +61,24 @@ impl<'a> Workplace<'a> {
     /// left a process in the background, and must survive what user code does to the memory.
     pub(crate) fn new(home: &'a Path) -> io::Result<Workplace<'a>> {
         std::env::set_current_dir(home)?;
-        Ok(Workplace { home, standing: Standing::raised()? })
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let home_directory = open(".", flags, Mode::empty())?;
+        Ok(Workplace { home, home_directory, standing: Standing::raised()? })
+    }
+
+    /// Does something in the directory of an execution, if it has one of its own. One that starts a process there
+    /// is not named in its command, as above.
+    pub(crate) fn within<T>(
+        &self,
+        context: &ExecContext,
+        act: impl FnOnce(&Workplace<'_>) -> T,
+    ) -> Result<T, EnterError> {
+        let Some(cwd) = &context.cwd else { return Ok(act(self)) };
+        chdir(cwd.as_str()).map_err(|error| EnterError { cwd: cwd.clone(), error })?;
+        let result = act(self);
+        fchdir(&self.home_directory)
+            .map_err(|error| EnterError { cwd: self.home.display().to_string(), error })?;
+        Ok(result)
     }
 
     /// A command with the environment of user code, and no input.

@@ -5,6 +5,7 @@
 mod bash;
 mod client;
 mod connection;
+mod context;
 mod output;
 mod python;
 mod renewal;

@@ -6,6 +6,7 @@ use super::origin::OriginError;
 use crate::app::NoSlot;
 use crate::chain::chain;
 use crate::sandbox::ExecError;
+use crate::sandbox::call::CallError;
 use crate::sandbox::checkpoint::take::TakeError;
 use crate::sandbox::copies::CopyError;
 use crate::sandbox::create::CreateError;
@@ -221,7 +222,8 @@ impl From<PingError> for ApiError {
 impl From<ExecError> for ApiError {
     fn from(error: ExecError) -> ApiError {
         let status = match &error {
-            ExecError::CodeTooLong { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            ExecError::Call(CallError::CodeTooLong { .. }) => StatusCode::PAYLOAD_TOO_LARGE,
+            ExecError::Call(_) => StatusCode::BAD_REQUEST,
             ExecError::Full => StatusCode::TOO_MANY_REQUESTS,
             ExecError::Find(error) => status_of_find(error),
         };

@@ -17,7 +17,7 @@ use crate::app::App;
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::middleware::{from_fn, from_fn_with_state};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use limits::{BODY_LEN_MAX, EXEC_BODY_LEN_MAX};
 use std::sync::Arc;
 
@@ -36,6 +36,8 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/checkpoints/{checkpoint}", get(checkpoints::inspect).delete(checkpoints::delete))
         .route("/v1/checkpoints/{checkpoint}/fork", post(checkpoints::fork))
         .route("/v1/sandboxes/{id}/exec", post(exec::exec).layer(exec_limit))
+        .route("/v1/sandboxes/{id}/execs", get(exec::list))
+        .route("/v1/sandboxes/{id}/execs/{exec}", delete(exec::cancel))
         .route("/v1/sandboxes/{id}/ping", get(sandboxes::ping))
         .route("/v1/sandboxes/{id}/replay", get(exec::replay))
         .route("/v1/capacity", get(node::capacity))

@@ -7,7 +7,7 @@ use crate::config::Settings;
 use crate::sandbox::agent::{AgentConnection, AgentError};
 use crate::vmm::{BootSpec, Ending, Fork, Machine, Pending, Vmm, VmmError};
 use podflare_wire::control::BootConfig;
-use podflare_wire::guest::{AGENT_PORT, Event, ExecId, Language, Request};
+use podflare_wire::guest::{AGENT_PORT, Event, ExecContext, ExecId, Language, Request};
 use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
@@ -187,7 +187,8 @@ async fn settle(machine: &dyn Machine, booted: Pending<()>, last: &mut String) -
 async fn run(agent: &mut AgentConnection, language: Language, code: &str) -> Result<(), SettleError> {
     // One after the other, so that each may have the same number.
     let exec = ExecId(0);
-    agent.send(&Request::Exec { exec, language, code: code.to_owned() });
+    let context = ExecContext::default();
+    agent.send(&Request::Exec { exec, language, code: code.to_owned(), context, announce: false });
     loop {
         match agent.next_event().await? {
             Event::Exited { exit_code: 0, .. } => return Ok(()),

@@ -5,6 +5,7 @@
 mod checkpoint;
 mod create;
 mod exec;
+mod execs;
 mod fork;
 mod host;
 mod http;

@@ -26,7 +26,15 @@ from podflare._errors import (
     UnauthorizedError,
 )
 from podflare._sandbox import PartialFork, Sandbox
-from podflare._types import CheckpointInfo, Event, ExecResult, ForkFailure, Language, SandboxInfo
+from podflare._types import (
+    CheckpointInfo,
+    Event,
+    ExecInfo,
+    ExecResult,
+    ForkFailure,
+    Language,
+    SandboxInfo,
+)
 from podflare._version import __version__
 
 __all__ = [
@@ -40,6 +48,7 @@ __all__ = [
     "ConnectionLostError",
     "Diff",
     "Event",
+    "ExecInfo",
     "ExecResult",
     "FileTransferError",
     "ForkFailure",

@@ -13,6 +13,7 @@ use crate::vmm::{
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, ready};
 use podflare_wire::control::{EndReason, PageRun};
+use podflare_wire::guest::Inherited;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -224,6 +225,7 @@ struct Guest {
     variables: BTreeMap<String, String>,
     hostname: String,
     entropy: Vec<u8>,
+    running: Option<Inherited>,
     stands_still: bool,
     records: bool,
     reported_bytes: Option<u64>,
