@@ -1,7 +1,7 @@
 //! The guest's one program: `/init` of the initramfs, then process 1, then the agent as its child.
 //!
 //! Which of the three it is stands in its arguments; each is described at the head of its module.
-//! `serve --unix PATH [--home DIR]` runs the agent on a development machine.
+//! `serve --unix PATH [--home DIR]` runs the agent on a development machine, with its terminals at `PATH.terminals`.
 
 mod connection;
 mod console;
@@ -15,16 +15,19 @@ mod output;
 mod renew;
 mod serve;
 mod session;
+mod terminal;
 
 use anyhow::Context;
 use connection::Listener;
 use console::say;
 use exec::Workplace;
 use podflare_wire::guest::AGENT_PORT;
+use podflare_wire::terminal::TERMINAL_PORT;
 use renew::{OwnKernel, SharedKernel};
 use rustix::fs::Mode;
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -52,14 +55,22 @@ fn serve(socket: Option<&Path>, home: &Path) -> anyhow::Result<std::convert::Inf
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         // Before the agent's own directory changes, which a relative path would then mean.
-        let listener = match socket {
+        let (terminals, listener) = match socket {
             Some(socket) => {
-                Listener::unix(socket).with_context(|| format!("Could not listen on {socket:?}"))?
+                let listen = |path: &Path| {
+                    Listener::unix(path).with_context(|| format!("Could not listen on {path:?}"))
+                };
+                (listen(&socket.with_added_extension("terminals"))?, listen(socket)?)
             }
-            None => Listener::vsock(AGENT_PORT).context("Could not listen on vsock")?,
+            None => {
+                let listen = |port| Listener::vsock(port).context("Could not listen on vsock");
+                (listen(TERMINAL_PORT)?, listen(AGENT_PORT)?)
+            }
         };
         let workplace =
             Workplace::new(home).with_context(|| format!("Could not enter {}", home.display()))?;
+        let workplace = Arc::new(workplace);
+        tokio::spawn(terminal::serve(terminals, workplace.clone()));
         Ok(match socket {
             Some(_) => serve::serve(&listener, SharedKernel, workplace).await?,
             None => serve::serve(&listener, OwnKernel, workplace).await?,

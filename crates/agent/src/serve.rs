@@ -23,6 +23,7 @@ use std::convert::Infallible;
 use std::io;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 
@@ -42,9 +43,9 @@ pub(crate) enum ServeError {
 }
 
 #[derive(Debug)]
-pub(crate) struct Agent<'a, M> {
+pub(crate) struct Agent<M> {
     machine: M,
-    workplace: Workplace<'a>,
+    workplace: Arc<Workplace>,
     session: Session,
     repl: Repl,
     current: Option<Current>,
@@ -101,7 +102,7 @@ enum Happening {
 pub(crate) async fn serve(
     listener: &Listener,
     machine: impl Machine,
-    workplace: Workplace<'_>,
+    workplace: Arc<Workplace>,
 ) -> Result<Infallible, ServeError> {
     let mut agent = Agent {
         machine,
@@ -129,7 +130,7 @@ pub(crate) async fn serve(
     }
 }
 
-impl<M: Machine> Agent<'_, M> {
+impl<M: Machine> Agent<M> {
     async fn next(&mut self, listener: &Listener) -> Result<Happening, ServeError> {
         let deadline = self.deadline();
         let has_room = self.session.room() > 0;

@@ -9,4 +9,5 @@ pub mod error;
 pub mod exec;
 pub mod id;
 pub mod openapi;
+pub mod pty;
 pub mod sandbox;

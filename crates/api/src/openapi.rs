@@ -9,13 +9,15 @@ use crate::error::ErrorBody;
 use crate::exec::{
     ExecEvent, ExecEventKind, ExecList, ExecRequest, ExecState, ExecView, ExitReason, Language,
 };
-use crate::id::{CheckpointId, ExecId, SandboxId};
+use crate::id::{CheckpointId, ExecId, PtyId, SandboxId};
+use crate::pty::{CreatePty, PtyChunk, PtyEvent, PtyInfo, PtyInput, PtyRead, PtyResize};
 use crate::sandbox::{
     ChildFailure, CreateSandbox, ForkRequest, Forked, SandboxCreated, SandboxList, SandboxState, SandboxView,
 };
 use utoipa::OpenApi;
 use utoipa::openapi::path::{HttpMethod, OperationBuilder, ParameterBuilder, ParameterIn};
 use utoipa::openapi::request_body::RequestBodyBuilder;
+use utoipa::openapi::schema::ArrayBuilder;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::{
     Content, InfoBuilder, LicenseBuilder, PathItem, Ref, Required, Response, ResponseBuilder,
@@ -46,8 +48,9 @@ pub enum Method {
 #[derive(Debug, Clone, Copy)]
 enum Success {
     Json(&'static str),
+    JsonArray(&'static str),
     /// One event a line, with blank lines as heartbeats.
-    Events,
+    Events(&'static str),
     Text,
     Document,
     Empty,
@@ -65,6 +68,8 @@ const FULL: (&str, &str) = (
 const CROWDED: (&str, &str) =
     ("503", "The host reads too many long bodies; `Retry-After` says when to come back");
 const LONG_BODY: (&str, &str) = ("413", "The body is too long");
+const UNKNOWN_PTY: (&str, &str) = ("404", "There is no such sandbox or terminal; the text says which");
+const CROWDED_PTY: (&str, &str) = ("429", "Too many clients are at the sandbox's terminals");
 const FAILED: (&str, &str) = ("500", "The machine could not do it; the text says why");
 
 /// Every endpoint of the contract.
@@ -125,7 +130,7 @@ pub const ENDPOINTS: &[Endpoint] = &[
         id: "exec",
         summary: "Runs code and streams its events; the last is always `exit`. The header `podflare-exec-id` names it",
         request: Some("ExecRequest"),
-        success: Success::Events,
+        success: Success::Events("ExecEvent"),
         errors: &[
             BAD_BODY,
             UNKNOWN,
@@ -156,6 +161,76 @@ pub const ENDPOINTS: &[Endpoint] = &[
         open: false,
     },
     Endpoint {
+        method: Method::Post,
+        path: "/v1/sandboxes/{id}/pty",
+        id: "create_pty",
+        summary: "Starts a program in a terminal of its own and streams its output, from `pty_ready` to `pty_exit`",
+        request: Some("CreatePty"),
+        success: Success::Events("PtyEvent"),
+        errors: &[BAD_BODY, UNKNOWN, LONG_BODY, FAILED],
+        open: false,
+    },
+    Endpoint {
+        method: Method::Get,
+        path: "/v1/sandboxes/{id}/pty",
+        id: "list_ptys",
+        summary: "Lists a sandbox's terminals, oldest first",
+        request: None,
+        success: Success::JsonArray("PtyInfo"),
+        errors: &[UNKNOWN, FAILED],
+        open: false,
+    },
+    Endpoint {
+        method: Method::Get,
+        path: "/v1/sandboxes/{id}/pty/{pty}/attach",
+        id: "attach_pty",
+        summary: "Streams the output of a terminal that is kept, the last 1 MiB, and then what comes",
+        request: None,
+        success: Success::Events("PtyEvent"),
+        errors: &[UNKNOWN_PTY, CROWDED_PTY, FAILED],
+        open: false,
+    },
+    Endpoint {
+        method: Method::Post,
+        path: "/v1/sandboxes/{id}/pty/{pty}/read",
+        id: "read_pty",
+        summary: "Output of a terminal from a place on; waits for it if there is none yet",
+        request: Some("PtyRead"),
+        success: Success::Json("PtyChunk"),
+        errors: &[BAD_BODY, UNKNOWN_PTY, LONG_BODY, CROWDED_PTY, FAILED],
+        open: false,
+    },
+    Endpoint {
+        method: Method::Post,
+        path: "/v1/sandboxes/{id}/pty/{pty}/input",
+        id: "input_pty",
+        summary: "Types something at a terminal, which has taken it when this answers",
+        request: Some("PtyInput"),
+        success: Success::Empty,
+        errors: &[BAD_BODY, UNKNOWN_PTY, ("409", "The program has ended"), LONG_BODY, CROWDED_PTY, FAILED],
+        open: false,
+    },
+    Endpoint {
+        method: Method::Post,
+        path: "/v1/sandboxes/{id}/pty/{pty}/resize",
+        id: "resize_pty",
+        summary: "Changes a terminal's size",
+        request: Some("PtyResize"),
+        success: Success::Empty,
+        errors: &[BAD_BODY, UNKNOWN_PTY, ("409", "The program has ended"), LONG_BODY, CROWDED_PTY, FAILED],
+        open: false,
+    },
+    Endpoint {
+        method: Method::Post,
+        path: "/v1/sandboxes/{id}/pty/{pty}/kill",
+        id: "kill_pty",
+        summary: "Kills a terminal's program and what it has in the foreground; the same answer when it has ended",
+        request: None,
+        success: Success::Empty,
+        errors: &[UNKNOWN_PTY, CROWDED_PTY, FAILED],
+        open: false,
+    },
+    Endpoint {
         method: Method::Get,
         path: "/v1/sandboxes/{id}/ping",
         id: "ping",
@@ -176,7 +251,7 @@ pub const ENDPOINTS: &[Endpoint] = &[
         id: "replay",
         summary: "The sandbox's most recent events, of all its executions",
         request: None,
-        success: Success::Events,
+        success: Success::Events("ExecEvent"),
         errors: &[UNKNOWN],
         open: false,
     },
@@ -313,6 +388,7 @@ pub const ENDPOINTS: &[Endpoint] = &[
     CheckpointRequest,
     CheckpointView,
     ChildFailure,
+    CreatePty,
     CreateSandbox,
     ErrorBody,
     ExecEvent,
@@ -326,6 +402,13 @@ pub const ENDPOINTS: &[Endpoint] = &[
     ForkRequest,
     Forked,
     Language,
+    PtyChunk,
+    PtyEvent,
+    PtyId,
+    PtyInfo,
+    PtyInput,
+    PtyRead,
+    PtyResize,
     RestoreRequest,
     SandboxCreated,
     SandboxId,
@@ -376,6 +459,7 @@ fn item(endpoint: &Endpoint) -> PathItem {
         let schema = match name {
             "checkpoint" => "CheckpointId",
             "exec" => "ExecId",
+            "pty" => "PtyId",
             _ => "SandboxId",
         };
         operation = operation.parameter(
@@ -423,10 +507,14 @@ fn success(success: Success) -> (&'static str, Response) {
         Success::Json(schema) => {
             answer("Done", "application/json", Content::new(Some(Ref::from_schema_name(schema))))
         }
-        Success::Events => answer(
+        Success::JsonArray(schema) => {
+            let array = ArrayBuilder::new().items(Ref::from_schema_name(schema));
+            answer("Done", "application/json", Content::new(Some(array)))
+        }
+        Success::Events(schema) => answer(
             "One event a line; blank lines are heartbeats",
             "application/x-ndjson",
-            Content::new(Some(Ref::from_schema_name("ExecEvent"))),
+            Content::new(Some(Ref::from_schema_name(schema))),
         ),
         Success::Text => answer("`ok`", "text/plain", Content::default()),
         Success::Document => answer("An OpenAPI document", "application/json", Content::default()),

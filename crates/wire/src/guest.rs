@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 /// The agent's vsock port.
 pub const AGENT_PORT: u32 = 5555;
 
-/// Changes with every change of this file; hostd refuses an agent of another version.
+/// Changes with every change of this file or `terminal.rs`; hostd refuses an agent of another version.
 pub const PROTOCOL: u32 = 4;
 
 /// Bytes of fresh entropy that a renewal carries.

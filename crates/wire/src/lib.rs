@@ -1,4 +1,4 @@
-//! The two internal protocols: hostd ↔ VMM ([`control`]) and hostd ↔ guest agent ([`guest`]).
+//! The internal protocols: hostd ↔ VMM ([`control`]) and hostd ↔ guest agent ([`guest`], and [`terminal`] beside it).
 //!
 //! Types, encoding and limits only: nothing here does I/O. Whatever is decoded comes from a program
 //! that may have been taken over, so every length is checked before anything is allocated for it.
@@ -8,3 +8,4 @@ pub mod codec;
 pub mod control;
 pub mod guest;
 pub mod limits;
+pub mod terminal;

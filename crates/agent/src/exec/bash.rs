@@ -72,7 +72,7 @@ impl Bash {
     pub(crate) fn start(
         code: &str,
         context: &ExecContext,
-        workplace: &Workplace<'_>,
+        workplace: &Workplace,
     ) -> Result<Bash, StartBashError> {
         if code.contains('\0') {
             return Err(StartBashError::NulByte);

@@ -135,13 +135,13 @@ impl Repl {
         Repl { process: None, backlog: Backlog::default(), loss: None }
     }
 
-    pub(crate) fn start(&mut self, workplace: &Workplace<'_>) -> Result<(), StartReplError> {
+    pub(crate) fn start(&mut self, workplace: &Workplace) -> Result<(), StartReplError> {
         self.process = Some(Process::start(workplace)?);
         Ok(())
     }
 
     /// Runs code as soon as the process is idle and renewed. Starts a process if there is none.
-    pub(crate) fn run(&mut self, cell: Cell, workplace: &Workplace<'_>) -> Result<(), StartReplError> {
+    pub(crate) fn run(&mut self, cell: Cell, workplace: &Workplace) -> Result<(), StartReplError> {
         if self.process.is_none() {
             self.start(workplace)?;
         }
@@ -243,7 +243,7 @@ impl Repl {
 }
 
 impl Process {
-    fn start(workplace: &Workplace<'_>) -> Result<Process, StartReplError> {
+    fn start(workplace: &Workplace) -> Result<Process, StartReplError> {
         let (capture, sinks) = Capture::new().map_err(StartReplError::Pipes)?;
         let pipes = Pipes::new().map_err(StartReplError::Pipes)?;
         let mut command = workplace.command("setpriv");

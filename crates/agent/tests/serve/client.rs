@@ -45,6 +45,14 @@ impl Agent {
         Client { stream, reader, greeted: false, execs: 0, outcomes: HashMap::new(), grants: true }
     }
 
+    /// A connection to its terminals, on which nothing has been said.
+    pub(crate) fn terminal_stream(&self) -> UnixStream {
+        let path = self.socket.with_added_extension("terminals");
+        let stream = eventually(|| UnixStream::connect(&path).ok());
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream
+    }
+
     /// A connection that is ready to run code.
     pub(crate) fn client(&self) -> Client {
         let mut client = self.connect();

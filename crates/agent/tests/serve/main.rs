@@ -9,3 +9,4 @@ mod context;
 mod output;
 mod python;
 mod renewal;
+mod terminal;

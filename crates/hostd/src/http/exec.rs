@@ -26,7 +26,7 @@ use std::time::Duration;
 use tokio::time::{Instant, Sleep, sleep};
 
 /// A blank line, which clients skip: it shows that the execution goes on.
-const HEARTBEAT: &[u8] = b"\n";
+pub(super) const HEARTBEAT: &[u8] = b"\n";
 
 /// The answer starts at once, before the code does: clients wait 30 s for a first byte, and the code may
 /// be queued behind other code for longer.
@@ -79,7 +79,7 @@ pub(super) async fn replay(State(app): State<Arc<App>>, Ids(id): Ids<String>) ->
     Ok(ndjson(Body::from_stream(stream::iter(events.into_iter().map(Ok::<_, Infallible>)))))
 }
 
-fn ndjson(body: Body) -> Response {
+pub(super) fn ndjson(body: Body) -> Response {
     let headers = [
         (CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson")),
         (CACHE_CONTROL, HeaderValue::from_static("no-store, no-transform")),

@@ -10,7 +10,6 @@ use podflare_wire::guest::{ExecContext, Language, excerpt};
 use podflare_wire::limits::{
     CODE_LEN_MAX, CWD_LEN_MAX, ENV_ENTRIES_MAX, ENV_LEN_MAX, EXEC_TIMEOUT_MS_MAX, STDIN_LEN_MAX,
 };
-use std::collections::BTreeMap;
 
 /// Code, and all that it is to have.
 #[derive(Debug)]
@@ -52,12 +51,6 @@ impl Call {
         if code.len() > CODE_LEN_MAX {
             return Err(CallError::CodeTooLong { len: code.len() });
         }
-        if cwd
-            .as_ref()
-            .is_some_and(|cwd| !cwd.starts_with('/') || cwd.len() > CWD_LEN_MAX || cwd.contains('\0'))
-        {
-            return Err(CallError::Cwd);
-        }
         if let Some(timeout_ms) = timeout_ms.filter(|ms| !(1..=EXEC_TIMEOUT_MS_MAX).contains(ms)) {
             return Err(CallError::Timeout { timeout_ms });
         }
@@ -65,8 +58,12 @@ impl Call {
             exec::Language::Python => Language::Python,
             exec::Language::Bash => Language::Bash,
         };
-        let context =
-            ExecContext { env: checked_env(env)?, cwd, stdin: checked_stdin(stdin, stdin_b64)?, timeout_ms };
+        let context = ExecContext {
+            env: checked_env(env.into_iter().collect())?,
+            cwd: checked_cwd(cwd)?,
+            stdin: checked_stdin(stdin, stdin_b64)?,
+            timeout_ms,
+        };
         Ok(Call { language, code, context, cancel_on_disconnect })
     }
 
@@ -91,7 +88,12 @@ impl Call {
     }
 }
 
-fn checked_env(env: BTreeMap<String, String>) -> Result<Vec<(String, String)>, CallError> {
+pub(super) fn checked_cwd(cwd: Option<String>) -> Result<Option<String>, CallError> {
+    let fits = |cwd: &String| cwd.starts_with('/') && cwd.len() <= CWD_LEN_MAX && !cwd.contains('\0');
+    if cwd.as_ref().is_none_or(fits) { Ok(cwd) } else { Err(CallError::Cwd) }
+}
+
+pub(super) fn checked_env(env: Vec<(String, String)>) -> Result<Vec<(String, String)>, CallError> {
     if env.len() > ENV_ENTRIES_MAX {
         return Err(CallError::TooManyVariables { count: env.len() });
     }
@@ -107,7 +109,7 @@ fn checked_env(env: BTreeMap<String, String>) -> Result<Vec<(String, String)>, C
             return Err(CallError::VariableValue { name: name.clone() });
         }
     }
-    Ok(env.into_iter().collect())
+    Ok(env)
 }
 
 fn checked_stdin(text: Option<String>, base64: Option<String>) -> Result<Vec<u8>, CallError> {
@@ -127,6 +129,7 @@ fn checked_stdin(text: Option<String>, base64: Option<String>) -> Result<Vec<u8>
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::collections::BTreeMap;
 
     fn refusal(change: impl FnOnce(&mut ExecRequest)) -> CallError {
         let mut request = ExecRequest::default();

@@ -1,8 +1,9 @@
-//! Events of an execution as lines of JSON.
+//! Events as lines of JSON.
 //!
 //! U+0085, U+2028 and U+2029 are escaped: JSON need not, but clients that split text into lines by
 //! Unicode's rules (the published SDK does) would cut an event in two.
 
+use bytes::Bytes;
 use podflare_api::exec::{ExecEvent, ExecEventKind, ExitReason};
 use podflare_api::id::ExecId;
 use serde::Serialize;
@@ -36,10 +37,21 @@ impl EventWriter {
     ) {
         let event = ExecEvent { kind, seq: self.seq, ts: unix_time_ms(), exec_id, reason };
         self.seq += 1;
-        #[expect(clippy::expect_used, reason = "plain text and numbers encode, and a vector takes all")]
-        event.serialize(&mut Serializer::with_formatter(&mut *text, OneLine)).expect("an event encodes");
-        text.push(b'\n');
+        append(&event, text);
     }
+}
+
+/// One event as a line of its own.
+pub fn line(event: &impl Serialize) -> Bytes {
+    let mut text = Vec::new();
+    append(event, &mut text);
+    Bytes::from(text)
+}
+
+fn append(event: &impl Serialize, text: &mut Vec<u8>) {
+    #[expect(clippy::expect_used, reason = "plain text and numbers encode, and a vector takes all")]
+    event.serialize(&mut Serializer::with_formatter(&mut *text, OneLine)).expect("an event encodes");
+    text.push(b'\n');
 }
 
 /// Milliseconds since 1970-01-01 UTC.

@@ -32,6 +32,7 @@ pub mod replay;
 pub mod restore;
 pub mod state;
 pub mod task;
+pub mod terminal;
 
 use crate::template::Shape;
 use crate::vmm::Machine;
@@ -219,6 +220,12 @@ impl Sandbox {
         Forking(self)
     }
 
+    /// Keeps the sandbox from idling for as long as somebody is at one of its terminals.
+    pub fn attach(&self) -> Attached {
+        self.tell(Command::Attached);
+        Attached(self.clone())
+    }
+
     /// Lives on under another sandbox's identity.
     pub fn take_over(&self, identity: Identity) {
         let (terms, started) = (identity.terms, identity.started);
@@ -303,6 +310,16 @@ pub struct Forking<'a>(&'a Sandbox);
 impl Drop for Forking<'_> {
     fn drop(&mut self) {
         self.0.tell(Command::ForkEnded);
+    }
+}
+
+/// Somebody at a terminal.
+#[derive(Debug)]
+pub struct Attached(Sandbox);
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        self.0.tell(Command::Detached);
     }
 }
 

@@ -39,11 +39,12 @@ pub struct Lease {
     active: Instant,
     executions: usize,
     forks: usize,
+    attached: usize,
 }
 
 impl Lease {
     pub fn new(terms: Terms, now: Instant) -> Lease {
-        Lease { terms, started: now, active: now, executions: 0, forks: 0 }
+        Lease { terms, started: now, active: now, executions: 0, forks: 0, attached: 0 }
     }
 
     /// Something was done with the sandbox.
@@ -67,6 +68,17 @@ impl Lease {
         self.touch(now);
     }
 
+    /// Somebody is at one of its terminals.
+    pub fn attach(&mut self, now: Instant) {
+        self.attached += 1;
+        self.touch(now);
+    }
+
+    pub fn detach(&mut self, now: Instant) {
+        self.attached = self.attached.saturating_sub(1);
+        self.touch(now);
+    }
+
     /// Goes on with another sandbox's start and terms: an id keeps its lifetime when its machine is
     /// replaced.
     pub fn take_over(&mut self, terms: Terms, started: Instant, now: Instant) {
@@ -75,12 +87,13 @@ impl Lease {
         self.touch(now);
     }
 
-    /// When the sandbox ends if nothing more happens, and why. While it is executed in or forked it is not
-    /// idle.
+    /// When the sandbox ends if nothing more happens, and why. While it is executed in or forked, or
+    /// somebody is at one of its terminals, it is not idle.
     pub fn end(&self) -> (Instant, EndCause) {
         let life_end = self.started + self.terms.life;
         let idle_end = self.active + self.terms.idle;
-        if self.executions == 0 && self.forks == 0 && idle_end < life_end {
+        let is_used = self.executions > 0 || self.forks > 0 || self.attached > 0;
+        if !is_used && idle_end < life_end {
             (idle_end, EndCause::Idle(self.terms.idle))
         } else {
             (life_end, EndCause::LifeOver(self.terms.life))
@@ -167,6 +180,17 @@ mod tests {
         assert_eq!(lease.end().1, EndCause::LifeOver(OFFERED.default.life));
         let later = start + Duration::from_secs(400);
         lease.end_fork(later);
+        assert_eq!(lease.end().0, later + OFFERED.default.idle);
+    }
+
+    #[test]
+    fn somebody_at_a_terminal_keeps_a_sandbox_from_idling() {
+        let start = Instant::now();
+        let mut lease = Lease::new(OFFERED.default, start);
+        lease.attach(start);
+        assert_eq!(lease.end().1, EndCause::LifeOver(OFFERED.default.life));
+        let later = start + Duration::from_secs(400);
+        lease.detach(later);
         assert_eq!(lease.end().0, later + OFFERED.default.idle);
     }
 

@@ -43,6 +43,8 @@ pub enum Command {
     Ping { answer: ping::Answer },
     ForkBegun,
     ForkEnded,
+    Attached,
+    Detached,
     TakeOver { terms: Terms, started: std::time::Instant },
     End(EndCause),
 }
@@ -143,6 +145,16 @@ impl Task {
             Command::ForkEnded => {
                 if let Some(lease) = &mut self.lease {
                     lease.end_fork(now());
+                }
+            }
+            Command::Attached => {
+                if let Some(lease) = &mut self.lease {
+                    lease.attach(now());
+                }
+            }
+            Command::Detached => {
+                if let Some(lease) = &mut self.lease {
+                    lease.detach(now());
                 }
             }
             Command::TakeOver { terms, started } => {

@@ -218,6 +218,10 @@ impl Answer {
 }
 
 impl Stream {
+    pub(crate) fn of(body: Body) -> Stream {
+        Stream(body.into_data_stream())
+    }
+
     /// The next bytes as they are sent.
     pub(crate) async fn next_bytes(&mut self) -> Option<Bytes> {
         self.0.next().await.map(|bytes| bytes.unwrap())

@@ -12,5 +12,6 @@ mod http;
 mod merge;
 mod ping;
 mod pool;
+mod pty;
 mod restore;
 mod run;

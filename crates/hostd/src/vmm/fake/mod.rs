@@ -5,6 +5,7 @@
 //! They prove nothing about time or memory.
 
 mod agent;
+mod terminals;
 
 use crate::pool::policy::Memory;
 use crate::vmm::{
@@ -14,6 +15,7 @@ use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, ready};
 use podflare_wire::control::{EndReason, PageRun};
 use podflare_wire::guest::Inherited;
+use podflare_wire::terminal::TERMINAL_PORT;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -210,6 +212,8 @@ struct Core {
     state: watch::Sender<State>,
     guest: Mutex<Guest>,
     connections: Mutex<Vec<AbortHandle>>,
+    /// Something has changed at a terminal.
+    typed: watch::Sender<()>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -226,6 +230,7 @@ struct Guest {
     hostname: String,
     entropy: Vec<u8>,
     running: Option<Inherited>,
+    terminals: Vec<terminals::Fake>,
     stands_still: bool,
     records: bool,
     reported_bytes: Option<u64>,
@@ -243,6 +248,7 @@ impl FakeMachine {
             state: watch::Sender::new(state),
             guest: Mutex::new(guest),
             connections: Mutex::default(),
+            typed: watch::Sender::new(()),
         };
         let core = Arc::new(core);
         *lock(&core.world.newest) = Arc::downgrade(&core);
@@ -369,7 +375,7 @@ impl Machine for FakeMachine {
         ready(frozen).boxed()
     }
 
-    fn connect(&self, _port: u32) -> Result<Box<dyn GuestStream>, VmmError> {
+    fn connect(&self, port: u32) -> Result<Box<dyn GuestStream>, VmmError> {
         if self.core.has_ended() {
             return Err(VmmError::Ended);
         }
@@ -378,7 +384,10 @@ impl Machine for FakeMachine {
         let connection = tokio::spawn(async move {
             let mut state = core.state.subscribe();
             if state.wait_for(|state| *state == State::Running).await.is_ok() {
-                agent::serve(theirs, &core).await;
+                match port {
+                    TERMINAL_PORT => terminals::serve(theirs, &core).await,
+                    _ => agent::serve(theirs, &core).await,
+                }
             }
         });
         lock(&self.core.connections).push(connection.abort_handle());
