@@ -9,6 +9,7 @@ mod interrupt;
 mod output;
 mod record;
 mod start;
+mod terminal;
 
 use args::{Args, Command, ImageCommand};
 use clap::Parser;
@@ -36,5 +37,6 @@ fn run(args: Args, output: &Output) -> anyhow::Result<ExitCode> {
         }
         Command::Ls(host) => commands::ls::run(&host, &places, output),
         Command::Run(run) => commands::run::run(&run, &places, output),
+        Command::Shell(shell) => commands::shell::run(&shell, &places, output),
     }
 }

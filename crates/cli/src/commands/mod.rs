@@ -5,5 +5,6 @@ pub(crate) mod down;
 pub(crate) mod image;
 pub(crate) mod ls;
 pub(crate) mod run;
+pub(crate) mod shell;
 pub(crate) mod status;
 pub(crate) mod up;
