@@ -4,8 +4,8 @@ use crate::vmm::Vmm;
 use crate::wait::DEADLINE;
 use podflare_wire::codec::{FrameReader, encode_frame};
 use podflare_wire::guest::{
-    AGENT_PORT, ENTROPY_LEN, Event, ExecId, Language, NetworkIdentity, OutputStream, PROTOCOL, Renewal,
-    Request,
+    AGENT_PORT, ENTROPY_LEN, Event, ExecContext, ExecId, Language, NetworkIdentity, OutputStream, PROTOCOL,
+    Renewal, Request,
 };
 use podflare_wire::limits::EVENT_FRAME_LEN_MAX;
 use std::io::{ErrorKind, Read, Write};
@@ -94,7 +94,8 @@ impl Agent {
     pub fn begin(&mut self, language: Language, code: &str) -> Result<ExecId, NoAnswer> {
         let exec = ExecId(self.next_exec);
         self.next_exec += 1;
-        self.send(&Request::Exec { exec, language, code: code.to_owned() })?;
+        let context = ExecContext::default();
+        self.send(&Request::Exec { exec, language, code: code.to_owned(), context, announce: false })?;
         Ok(exec)
     }
 

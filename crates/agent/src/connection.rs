@@ -22,8 +22,8 @@ const READ_LEN: usize = 64 * 1024;
 /// A buffer that a burst has made larger than this is given back.
 const OUTGOING_KEPT_LEN_MAX: usize = 128 * 1024;
 
-pub(crate) trait Stream: AsyncRead + AsyncWrite + Unpin {}
-impl<S: AsyncRead + AsyncWrite + Unpin> Stream for S {}
+pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 
 #[derive(Debug)]
 pub(crate) enum Listener {

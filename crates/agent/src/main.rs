@@ -1,7 +1,8 @@
 //! The guest's one program: `/init` of the initramfs, then process 1, then the agent as its child.
 //!
 //! Which of the three it is stands in its arguments; each is described at the head of its module.
-//! `serve --unix PATH [--home DIR]` runs the agent on a development machine, with its file server at `PATH.files`.
+//! `serve --unix PATH [--home DIR]` runs the agent on a development machine, with its file server at `PATH.files` and its
+//! terminals at `PATH.terminals`.
 
 mod connection;
 mod console;
@@ -18,6 +19,7 @@ mod output;
 mod renew;
 mod serve;
 mod session;
+mod terminal;
 
 use anyhow::Context;
 use connection::Listener;
@@ -25,10 +27,12 @@ use console::say;
 use exec::Workplace;
 use podflare_wire::files::FILES_PORT;
 use podflare_wire::guest::AGENT_PORT;
+use podflare_wire::terminal::TERMINAL_PORT;
 use renew::{OwnKernel, SharedKernel};
 use rustix::fs::Mode;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -56,14 +60,20 @@ fn serve(socket: Option<&Path>, home: &Path) -> anyhow::Result<std::convert::Inf
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         // Before the agent's own directory changes, which a relative path would then mean.
-        let (files, listener) = match socket {
-            // The agent's own comes last: who can connect to it finds both.
-            Some(socket) => (unix(&with_suffix(socket, ".files"))?, unix(socket)?),
-            None => (vsock(FILES_PORT)?, vsock(AGENT_PORT)?),
+        let (files, terminals, listener) = match socket {
+            // The agent's own comes last: who can connect to it finds them all.
+            Some(socket) => (
+                unix(&with_suffix(socket, ".files"))?,
+                unix(&with_suffix(socket, ".terminals"))?,
+                unix(socket)?,
+            ),
+            None => (vsock(FILES_PORT)?, vsock(TERMINAL_PORT)?, vsock(AGENT_PORT)?),
         };
         let workplace =
             Workplace::new(home).with_context(|| format!("Could not enter {}", home.display()))?;
+        let workplace = Arc::new(workplace);
         tokio::spawn(files::serve(files, home.to_owned()));
+        tokio::spawn(terminal::serve(terminals, workplace.clone()));
         Ok(match socket {
             Some(_) => serve::serve(&listener, SharedKernel, workplace).await?,
             None => serve::serve(&listener, OwnKernel::default(), workplace).await?,

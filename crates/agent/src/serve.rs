@@ -11,18 +11,19 @@
 use crate::connection::{Connection, Gone, Listener, ReadBuffer, Stream};
 use crate::console::say;
 use crate::exec::bash::{Bash, BashEvent};
-use crate::exec::repl::{Repl, ReplEvent, SEED_LEN};
+use crate::exec::repl::{Cell, Repl, ReplEvent, SEED_LEN};
 use crate::exec::{Workplace, exit_code};
 use crate::renew::{Machine, renew, set_clock};
-use crate::session::{EXIT_CODE_CANCELLED, Job, Reader, Session};
+use crate::session::{EXIT_CODE_CANCELLED, EXIT_CODE_TIMED_OUT, Job, Reader, Session};
 use podflare_wire::guest::{
-    Event, ExecEnd, ExecId, Language, OutputStream, PROTOCOL, Renewal, ReplRenewal, Request,
+    Event, ExecEnd, Inherited, Language, OutputStream, PROTOCOL, Renewal, ReplRenewal, Request, excerpt,
 };
 use rustix::process::Signal;
 use std::convert::Infallible;
 use std::io;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 
@@ -42,9 +43,9 @@ pub(crate) enum ServeError {
 }
 
 #[derive(Debug)]
-pub(crate) struct Agent<'a, M> {
+pub(crate) struct Agent<M> {
     machine: M,
-    workplace: Workplace<'a>,
+    workplace: Arc<Workplace>,
     session: Session,
     repl: Repl,
     current: Option<Current>,
@@ -56,6 +57,9 @@ pub(crate) struct Agent<'a, M> {
 #[derive(Debug)]
 struct Current {
     code: Code,
+    excerpt: String,
+    started: Instant,
+    timeout: Option<Duration>,
     cancelling: Option<Cancelling>,
 }
 
@@ -98,7 +102,7 @@ enum Happening {
 pub(crate) async fn serve(
     listener: &Listener,
     machine: impl Machine,
-    workplace: Workplace<'_>,
+    workplace: Arc<Workplace>,
 ) -> Result<Infallible, ServeError> {
     let mut agent = Agent {
         machine,
@@ -126,7 +130,7 @@ pub(crate) async fn serve(
     }
 }
 
-impl<M: Machine> Agent<'_, M> {
+impl<M: Machine> Agent<M> {
     async fn next(&mut self, listener: &Listener) -> Result<Happening, ServeError> {
         let deadline = self.deadline();
         let has_room = self.session.room() > 0;
@@ -151,12 +155,12 @@ impl<M: Machine> Agent<'_, M> {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        let cancelling = self.current.as_ref().and_then(|current| current.cancelling.as_ref());
+        let current = self.current.as_ref().and_then(Current::deadline);
         let renewing = match self.link {
             Some(Link { phase: Phase::Renewing { until }, .. }) => Some(until),
             _ => None,
         };
-        cancelling.map(|cancelling| cancelling.at).into_iter().chain(renewing).min()
+        current.into_iter().chain(renewing).min()
     }
 
     fn connect(&mut self, stream: Box<dyn Stream>) {
@@ -176,8 +180,11 @@ impl<M: Machine> Agent<'_, M> {
     fn leave_bash(&mut self) {
         let is_left =
             |current: &mut Current| current.cancelling.is_none() && matches!(current.code, Code::Bash(_));
-        if let Some(Current { code: Code::Bash(bash), .. }) = self.current.take_if(is_left) {
-            bash.leave();
+        if let Some(current) = self.current.take_if(is_left) {
+            let times_out = current.times_out();
+            if let Code::Bash(bash) = current.code {
+                bash.leave(times_out, KILL_AFTER);
+            }
             self.session.end(0, ExecEnd::Finished);
         }
     }
@@ -225,12 +232,17 @@ impl<M: Machine> Agent<'_, M> {
             Request::Renew(renewal) if !is_renewed => self.renew(&renewal),
             Request::Renew(_) => self.fail("A connection is renewed once".into()),
             _ if !is_renewed => self.fail("The first request of a connection must be Renew".into()),
-            Request::Exec { exec, language, code } => {
-                if let Err(error) = self.session.submit(Job { exec, language, code }) {
+            Request::Exec { exec, language, code, context, announce } => {
+                let job = Job { exec, language, code, context, announce };
+                if let Err(error) = self.session.submit(job) {
                     self.fail(error.to_string());
                 }
             }
-            Request::Cancel { exec } => self.cancel(exec),
+            Request::Cancel { exec } => {
+                if self.session.cancel(exec) {
+                    self.interrupt(EXIT_CODE_CANCELLED);
+                }
+            }
             Request::Grant { exec, bytes } => self.session.grant(exec, bytes),
             Request::SetClock { unix_time_ns } => match set_clock(&mut self.machine, unix_time_ns) {
                 Ok(()) => self.send(&Event::ClockSet),
@@ -274,30 +286,36 @@ impl<M: Machine> Agent<'_, M> {
             && matches!(link.phase, Phase::Renewing { .. })
         {
             link.phase = Phase::Serving;
-            link.connection.send(&Event::Renewed { repl });
+            let current = self.current.as_ref().filter(|_| self.session.inherit());
+            let inherited = current.map(Current::describe);
+            link.connection.send(&Event::Renewed { repl, inherited });
         }
     }
 
     fn start(&mut self, job: Job) {
-        let code = match job.language {
-            Language::Bash => match Bash::start(&job.code, &self.workplace) {
-                Ok(bash) => Code::Bash(Box::new(bash)),
-                Err(error) => return self.session.end_not_started(error.to_string()),
-            },
-            Language::Python => return self.start_python(job.code),
+        let Job { language, code, context, .. } = job;
+        let excerpt = excerpt(&code).to_owned();
+        let timeout = context.timeout_ms.map(Duration::from_millis);
+        let started = match language {
+            Language::Bash => Bash::start(&code, &context, &self.workplace)
+                .map(|bash| Code::Bash(Box::new(bash)))
+                .map_err(|error| error.to_string()),
+            Language::Python => self.start_python(Cell { code, context }).map(|()| Code::Python),
         };
-        self.current = Some(Current { code, cancelling: None });
+        match started {
+            Ok(code) => {
+                let started = Instant::now();
+                self.current = Some(Current { code, excerpt, started, timeout, cancelling: None });
+            }
+            Err(message) => self.session.end_not_started(message),
+        }
     }
 
-    fn start_python(&mut self, code: String) {
+    fn start_python(&mut self, cell: Cell) -> Result<(), String> {
         self.tell_backlog();
-        match self.repl.run(code, &self.workplace) {
-            Ok(()) => self.current = Some(Current { code: Code::Python, cancelling: None }),
-            Err(error) => {
-                self.current = None;
-                self.session.end_not_started(error.to_string());
-            }
-        }
+        // Python enters it itself. That it can is known here, where it is told best.
+        self.workplace.within(&cell.context, |_| ()).map_err(|error| error.to_string())?;
+        self.repl.run(cell, &self.workplace).map_err(|error| error.to_string())
     }
 
     fn tell_backlog(&mut self) {
@@ -310,10 +328,8 @@ impl<M: Machine> Agent<'_, M> {
         }
     }
 
-    fn cancel(&mut self, exec: ExecId) {
-        if !self.session.cancel(exec) {
-            return;
-        }
+    /// Interrupts what runs. `exit_code` is for code that has not begun.
+    fn interrupt(&mut self, exit_code: i32) {
         let Some(current) = &mut self.current else { return };
         let now = Instant::now();
         let kill_at = now + KILL_AFTER;
@@ -323,7 +339,7 @@ impl<M: Machine> Agent<'_, M> {
                 Cancelling { next: Signal::KILL, at: kill_at, kill_at }
             }
             Code::Python if self.repl.withdraw() => {
-                return self.end(EXIT_CODE_CANCELLED, ExecEnd::Cancelled);
+                return self.end(exit_code, ExecEnd::Cancelled);
             }
             Code::Python => {
                 self.repl.interrupt();
@@ -337,6 +353,10 @@ impl<M: Machine> Agent<'_, M> {
             && until <= now
         {
             self.confirm_renewal(ReplRenewal::Pending);
+        }
+        let is_over = |current: &Current| current.times_out().is_some_and(|times_out| times_out <= now);
+        if self.current.as_ref().is_some_and(is_over) && self.session.time_out() {
+            return self.interrupt(EXIT_CODE_TIMED_OUT);
         }
         let Some(current) = &mut self.current else { return };
         if let Some(cancelling) = current.cancelling.take_if(|cancelling| cancelling.at <= now) {
@@ -396,9 +416,13 @@ impl<M: Machine> Agent<'_, M> {
             }
             return;
         }
-        if let Some(code) = remains.waiting_code {
+        if let Some(cell) = remains.waiting_cell {
             self.repl.remember_loss(status);
-            return self.start_python(code);
+            if let Err(message) = self.start_python(cell) {
+                self.current = None;
+                self.session.end_not_started(message);
+            }
+            return;
         }
         self.report_loss(status);
         if in_call {
@@ -413,7 +437,7 @@ impl<M: Machine> Agent<'_, M> {
     fn report_loss(&mut self, status: ExitStatus) {
         match (self.session.reader(), end_of(status)) {
             _ if !self.python_runs() => self.repl.remember_loss(status),
-            (None | Some(Reader::Gone), _) => self.repl.remember_loss(status),
+            (None | Some(Reader::Gone | Reader::Inherited), _) => self.repl.remember_loss(status),
             // That it was killed is told with its end.
             (Some(Reader::Reading), ExecEnd::Killed { .. }) => {}
             (Some(Reader::Reading | Reader::Leaving), _) => {
@@ -432,7 +456,7 @@ impl<M: Machine> Agent<'_, M> {
             BashEvent::Ended(status) => {
                 bash.capture().take(usize::MAX, |stream, data| self.session.output(stream, data));
                 if let Some(Current { code: Code::Bash(bash), .. }) = self.current.take() {
-                    bash.leave();
+                    bash.leave(None, KILL_AFTER);
                 }
                 self.session.end(exit_code(status), end_of(status));
             }
@@ -449,6 +473,32 @@ impl<M: Machine> Agent<'_, M> {
         let closed = link.phase == Phase::Closing && link.connection.unsent() == 0;
         if result.is_err() || closed {
             self.disconnect();
+        }
+    }
+}
+
+impl Current {
+    /// When its time is over, unless it is being ended already.
+    fn times_out(&self) -> Option<Instant> {
+        self.timeout.filter(|_| self.cancelling.is_none()).map(|timeout| self.started + timeout)
+    }
+
+    /// When something is to be done about it.
+    fn deadline(&self) -> Option<Instant> {
+        self.cancelling.as_ref().map(|cancelling| cancelling.at).or_else(|| self.times_out())
+    }
+
+    fn describe(&self) -> Inherited {
+        let language = match self.code {
+            Code::Python => Language::Python,
+            Code::Bash(_) => Language::Bash,
+        };
+        let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        Inherited {
+            language,
+            excerpt: self.excerpt.clone(),
+            ran_ms: ms(self.started.elapsed()),
+            timeout_ms: self.timeout.map(ms),
         }
     }
 }

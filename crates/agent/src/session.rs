@@ -2,14 +2,15 @@
 //!
 //! Decides and accounts only. What runs them is `serve`; nothing here does I/O or knows the time.
 
-use podflare_wire::guest::{Event, ExecEnd, ExecId, Language, OutputStream};
+use podflare_wire::guest::{Event, ExecContext, ExecEnd, ExecId, Language, OutputStream};
 use podflare_wire::limits::{CODE_LEN_MAX, EXECS_MAX, OUTPUT_CHUNK_LEN_MAX, OUTPUT_WINDOW_LEN};
 use std::collections::VecDeque;
 
 /// Exit code of an execution that could not be started, as shells say it.
 const EXIT_CODE_NOT_STARTED: i32 = 127;
-/// Exit code of an execution that was cancelled before it started: that of an interrupted one.
+/// Exit codes of executions that were ended before they began: of an interrupted one, and as timeout(1) says it.
 pub(crate) const EXIT_CODE_CANCELLED: i32 = 130;
+pub(crate) const EXIT_CODE_TIMED_OUT: i32 = 124;
 
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("Execution {} was requested twice on one connection", .0.0)]
@@ -21,6 +22,9 @@ pub(crate) struct Job {
     pub(crate) exec: ExecId,
     pub(crate) language: Language,
     pub(crate) code: String,
+    pub(crate) context: ExecContext,
+    /// Its reader wants to know when it starts.
+    pub(crate) announce: bool,
 }
 
 #[derive(Debug, Default)]
@@ -43,6 +47,8 @@ struct Ended {
 struct Account {
     exec: ExecId,
     reader: Reader,
+    /// Why it does not run to its end of itself: the first reason.
+    cut: Option<ExecEnd>,
     /// Bytes that may be sent before the reader grants more.
     room: usize,
     /// What did not fit. Bounded by what pipes hold, because nothing more is read meanwhile.
@@ -52,11 +58,13 @@ struct Account {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Reader {
     Reading,
-    /// It has cancelled the execution: output beyond its room is dropped, so that a full window does
+    /// The execution is being cancelled: output beyond its room is dropped, so that a full window does
     /// not keep the process from ending.
     Leaving,
     /// Its connection is gone: all output is dropped.
     Gone,
+    /// It has run since before this connection, which is told its end and no more.
+    Inherited,
 }
 
 impl Session {
@@ -84,6 +92,9 @@ impl Session {
         }
         let job = self.waiting.pop_front()?;
         self.running = Some(Account::new(job.exec));
+        if job.announce {
+            self.events.push(Event::Started { exec: job.exec });
+        }
         Some(job)
     }
 
@@ -107,11 +118,10 @@ impl Session {
     /// The running execution has ended. Its last event follows the output that is still held.
     pub(crate) fn end(&mut self, exit_code: i32, end: ExecEnd) {
         let Some(account) = self.running.take() else { return };
-        let end = match account.reader {
-            Reader::Reading => end,
-            Reader::Leaving => ExecEnd::Cancelled,
-            Reader::Gone => return,
-        };
+        if account.reader == Reader::Gone {
+            return;
+        }
+        let end = account.cut.clone().unwrap_or(end);
         let event = Event::Exited { exec: account.exec, exit_code, end };
         if account.held.is_empty() {
             self.events.push(event);
@@ -139,8 +149,7 @@ impl Session {
     /// its reader, ends at once.
     pub(crate) fn cancel(&mut self, exec: ExecId) -> bool {
         if let Some(account) = self.running.as_mut().filter(|account| account.is_of(exec)) {
-            account.held.clear();
-            return std::mem::replace(&mut account.reader, Reader::Leaving) == Reader::Reading;
+            return account.cut_off(ExecEnd::Cancelled);
         }
         if let Some(place) = self.waiting.iter().position(|job| job.exec == exec) {
             self.waiting.remove(place);
@@ -150,6 +159,21 @@ impl Session {
         let dropped = self.ended.extract_if(.., |ended| ended.account.is_of(exec));
         self.events.extend(dropped.map(|ended| ended.event));
         false
+    }
+
+    /// The running execution's time is over. True if it must now be interrupted.
+    pub(crate) fn time_out(&mut self) -> bool {
+        self.running.as_mut().is_some_and(|account| account.cut_off(ExecEnd::TimedOut))
+    }
+
+    /// A new connection is told of what runs without a reader, if anything does.
+    pub(crate) fn inherit(&mut self) -> bool {
+        let Some(account) = self.running.as_mut().filter(|account| account.reader == Reader::Gone) else {
+            return false;
+        };
+        account.exec = ExecId::INHERITED;
+        account.reader = Reader::Inherited;
+        true
     }
 
     /// The connection is gone. What runs goes on without a reader; what only waits is dropped, so
@@ -183,23 +207,34 @@ impl Session {
 impl Account {
     fn new(exec: ExecId) -> Account {
         let room = OUTPUT_WINDOW_LEN as usize;
-        Account { exec, reader: Reader::Reading, room, held: VecDeque::new() }
+        Account { exec, reader: Reader::Reading, cut: None, room, held: VecDeque::new() }
     }
 
     fn is_of(&self, exec: ExecId) -> bool {
         self.exec == exec && self.reader != Reader::Gone
     }
 
+    /// True if there was no reason before this one.
+    fn cut_off(&mut self, why: ExecEnd) -> bool {
+        self.held.clear();
+        if self.reader == Reader::Reading {
+            self.reader = Reader::Leaving;
+        }
+        let is_first = self.cut.is_none();
+        self.cut.get_or_insert(why);
+        is_first
+    }
+
     fn room(&self) -> usize {
         match self.reader {
             Reader::Reading if self.held.is_empty() => self.room,
             Reader::Reading => 0,
-            Reader::Leaving | Reader::Gone => usize::MAX,
+            Reader::Leaving | Reader::Gone | Reader::Inherited => usize::MAX,
         }
     }
 
     fn send(&mut self, stream: OutputStream, mut data: Vec<u8>, events: &mut Vec<Event>) {
-        if self.reader == Reader::Gone {
+        if matches!(self.reader, Reader::Gone | Reader::Inherited) {
             return;
         }
         while self.held.is_empty() && self.room > 0 && !data.is_empty() {
@@ -232,7 +267,8 @@ mod tests {
     const WINDOW: usize = OUTPUT_WINDOW_LEN as usize;
 
     fn job(exec: u32) -> Job {
-        Job { exec: ExecId(exec), language: Language::Python, code: String::new() }
+        let context = ExecContext::default();
+        Job { exec: ExecId(exec), language: Language::Python, code: String::new(), context, announce: false }
     }
 
     fn session_running(execs: u32) -> Session {
@@ -329,6 +365,41 @@ mod tests {
         assert!(!session.cancel(ExecId(0)));
         session.end(0, ExecEnd::Finished);
         assert_eq!(ends(&session.take_events()), [(0, ExecEnd::Cancelled)]);
+    }
+
+    #[test]
+    fn the_first_reason_to_end_an_execution_is_the_one_that_is_told() {
+        let mut session = session_running(1);
+        assert!(session.time_out());
+        assert!(!session.time_out());
+        assert!(!session.cancel(ExecId(0)));
+        session.end(0, ExecEnd::Finished);
+        assert_eq!(ends(&session.take_events()), [(0, ExecEnd::TimedOut)]);
+    }
+
+    #[test]
+    fn only_an_execution_that_is_to_be_announced_tells_its_start() {
+        let mut session = session_running(1);
+        session.submit(Job { announce: true, ..job(1) }).unwrap();
+        assert_eq!(session.take_events(), []);
+        session.end(0, ExecEnd::Finished);
+        session.take_events();
+        session.start_next();
+        assert_eq!(session.take_events(), [Event::Started { exec: ExecId(1) }]);
+    }
+
+    #[test]
+    fn an_inherited_execution_can_be_cancelled_and_tells_its_end_only() {
+        let mut session = session_running(1);
+        assert!(!session.inherit(), "it has a reader");
+        session.detach();
+        assert!(session.inherit());
+        session.output(OutputStream::Stdout, vec![b'x'; 5]);
+        assert!(!session.cancel(ExecId(0)), "that name was another connection's");
+        assert!(session.cancel(ExecId::INHERITED));
+        session.end(130, ExecEnd::Finished);
+        let end = Event::Exited { exec: ExecId::INHERITED, exit_code: 130, end: ExecEnd::Cancelled };
+        assert_eq!(session.take_events(), [end]);
     }
 
     #[test]

@@ -88,6 +88,24 @@ id!(
     "ckp_7c9e6679742540de944be07fc1f90ae7"
 );
 
+id!(
+    /// An execution: `exe_` and 32 lowercase hexadecimal digits.
+    ExecId,
+    "execution",
+    "exe_",
+    "^exe_[0-9a-f]{32}$",
+    "exe_550e8400e29b41d4a716446655440000"
+);
+
+id!(
+    /// A terminal: `pty_` and 32 lowercase hexadecimal digits.
+    PtyId,
+    "terminal",
+    "pty_",
+    "^pty_[0-9a-f]{32}$",
+    "pty_9a7b330a4f5e4c7c8d1e2f3a4b5c6d7e"
+);
+
 fn random(prefix: &str) -> String {
     format!("{prefix}{}", uuid::Uuid::new_v4().simple())
 }

@@ -11,4 +11,5 @@ pub mod file;
 pub mod id;
 pub mod network;
 pub mod openapi;
+pub mod pty;
 pub mod sandbox;

@@ -6,17 +6,20 @@
 use crate::capacity::{Capacity, TemplateCapacity};
 use crate::checkpoint::{CheckpointList, CheckpointRequest, CheckpointView, RestoreRequest};
 use crate::error::ErrorBody;
-use crate::exec::{ExecEvent, ExecEventKind, ExecRequest, Language};
+use crate::exec::{
+    ExecEvent, ExecEventKind, ExecList, ExecRequest, ExecState, ExecView, ExitReason, Language,
+};
 use crate::file::{FileEntry, FileEvent, FileEventKind, FileKind, FileList};
-use crate::id::{CheckpointId, SandboxId};
+use crate::id::{CheckpointId, ExecId, PtyId, SandboxId};
 use crate::network::{AllowList, Egress, NetworkView, SetEgress};
+use crate::pty::{CreatePty, PtyChunk, PtyEvent, PtyInfo, PtyInput, PtyRead, PtyResize};
 use crate::sandbox::{
     ChildFailure, CreateSandbox, ForkRequest, Forked, SandboxCreated, SandboxList, SandboxState, SandboxView,
 };
 use utoipa::OpenApi;
 use utoipa::openapi::path::{HttpMethod, OperationBuilder, Parameter, ParameterBuilder, ParameterIn};
 use utoipa::openapi::request_body::{RequestBody, RequestBodyBuilder};
-use utoipa::openapi::schema::Type;
+use utoipa::openapi::schema::{ArrayBuilder, Type};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::{
     Content, InfoBuilder, LicenseBuilder, Object, PathItem, Ref, Required, Response, ResponseBuilder,
@@ -72,6 +75,7 @@ enum QueryKind {
 #[derive(Debug, Clone, Copy)]
 enum Success {
     Json(&'static str),
+    JsonArray(&'static str),
     /// One event a line, with blank lines as heartbeats.
     Events(&'static str),
     Bytes,
@@ -92,6 +96,8 @@ const FULL: (&str, &str) = (
 const CROWDED: (&str, &str) =
     ("503", "The host reads too many long bodies; `Retry-After` says when to come back");
 const LONG_BODY: (&str, &str) = ("413", "The body is too long");
+const UNKNOWN_PTY: (&str, &str) = ("404", "There is no such sandbox or terminal; the text says which");
+const CROWDED_PTY: (&str, &str) = ("429", "Too many clients are at the sandbox's terminals");
 const FAILED: (&str, &str) = ("500", "The machine could not do it; the text says why");
 
 const NO_FILE: (&str, &str) = (
@@ -218,7 +224,7 @@ pub const ENDPOINTS: &[Endpoint] = &[
         method: Method::Post,
         path: "/v1/sandboxes/{id}/exec",
         id: "exec",
-        summary: "Runs code and streams its events; the last is always `exit`",
+        summary: "Runs code and streams its events; the last is always `exit`. The header `podflare-exec-id` names it",
         query: &[],
         request: Request::Json("ExecRequest"),
         success: Success::Events("ExecEvent"),
@@ -229,6 +235,105 @@ pub const ENDPOINTS: &[Endpoint] = &[
             ("429", "Too many executions wait in this sandbox, or have events that nobody has read"),
             CROWDED,
         ],
+        open: false,
+    },
+    Endpoint {
+        method: Method::Get,
+        path: "/v1/sandboxes/{id}/execs",
+        id: "list_execs",
+        summary: "Lists the executions that run or wait in a sandbox, in the order of their requests",
+        query: &[],
+        request: Request::None,
+        success: Success::Json("ExecList"),
+        errors: &[UNKNOWN],
+        open: false,
+    },
+    Endpoint {
+        method: Method::Delete,
+        path: "/v1/sandboxes/{id}/execs/{exec}",
+        id: "cancel_exec",
+        summary: "Cancels an execution; the same answer when there is none. Its own stream tells its end",
+        query: &[],
+        request: Request::None,
+        success: Success::Empty,
+        errors: &[UNKNOWN],
+        open: false,
+    },
+    Endpoint {
+        method: Method::Post,
+        path: "/v1/sandboxes/{id}/pty",
+        id: "create_pty",
+        summary: "Starts a program in a terminal of its own and streams its output, from `pty_ready` to `pty_exit`",
+        query: &[],
+        request: Request::Json("CreatePty"),
+        success: Success::Events("PtyEvent"),
+        errors: &[BAD_BODY, UNKNOWN, LONG_BODY, FAILED],
+        open: false,
+    },
+    Endpoint {
+        method: Method::Get,
+        path: "/v1/sandboxes/{id}/pty",
+        id: "list_ptys",
+        summary: "Lists a sandbox's terminals, oldest first",
+        query: &[],
+        request: Request::None,
+        success: Success::JsonArray("PtyInfo"),
+        errors: &[UNKNOWN, FAILED],
+        open: false,
+    },
+    Endpoint {
+        method: Method::Get,
+        path: "/v1/sandboxes/{id}/pty/{pty}/attach",
+        id: "attach_pty",
+        summary: "Streams the output of a terminal that is kept, the last 1 MiB, and then what comes",
+        query: &[],
+        request: Request::None,
+        success: Success::Events("PtyEvent"),
+        errors: &[UNKNOWN_PTY, CROWDED_PTY, FAILED],
+        open: false,
+    },
+    Endpoint {
+        method: Method::Post,
+        path: "/v1/sandboxes/{id}/pty/{pty}/read",
+        id: "read_pty",
+        summary: "Output of a terminal from a place on; waits for it if there is none yet",
+        query: &[],
+        request: Request::Json("PtyRead"),
+        success: Success::Json("PtyChunk"),
+        errors: &[BAD_BODY, UNKNOWN_PTY, LONG_BODY, CROWDED_PTY, FAILED],
+        open: false,
+    },
+    Endpoint {
+        method: Method::Post,
+        path: "/v1/sandboxes/{id}/pty/{pty}/input",
+        id: "input_pty",
+        summary: "Types something at a terminal, which has taken it when this answers",
+        query: &[],
+        request: Request::Json("PtyInput"),
+        success: Success::Empty,
+        errors: &[BAD_BODY, UNKNOWN_PTY, ("409", "The program has ended"), LONG_BODY, CROWDED_PTY, FAILED],
+        open: false,
+    },
+    Endpoint {
+        method: Method::Post,
+        path: "/v1/sandboxes/{id}/pty/{pty}/resize",
+        id: "resize_pty",
+        summary: "Changes a terminal's size",
+        query: &[],
+        request: Request::Json("PtyResize"),
+        success: Success::Empty,
+        errors: &[BAD_BODY, UNKNOWN_PTY, ("409", "The program has ended"), LONG_BODY, CROWDED_PTY, FAILED],
+        open: false,
+    },
+    Endpoint {
+        method: Method::Post,
+        path: "/v1/sandboxes/{id}/pty/{pty}/kill",
+        id: "kill_pty",
+        summary: "Kills a terminal's program and what it has in the foreground; the same answer when it has ended",
+        query: &[],
+        request: Request::None,
+        success: Success::Empty,
+        errors: &[UNKNOWN_PTY, CROWDED_PTY, FAILED],
         open: false,
     },
     Endpoint {
@@ -503,21 +608,34 @@ pub const ENDPOINTS: &[Endpoint] = &[
     CheckpointRequest,
     CheckpointView,
     ChildFailure,
+    CreatePty,
     CreateSandbox,
     Egress,
     ErrorBody,
     ExecEvent,
     ExecEventKind,
+    ExecId,
+    ExecList,
     ExecRequest,
+    ExecState,
+    ExecView,
+    ExitReason,
     FileEntry,
     FileEvent,
     FileEventKind,
     FileKind,
     FileList,
-    ForkRequest,
     Forked,
+    ForkRequest,
     Language,
     NetworkView,
+    PtyChunk,
+    PtyEvent,
+    PtyId,
+    PtyInfo,
+    PtyInput,
+    PtyRead,
+    PtyResize,
     RestoreRequest,
     SandboxCreated,
     SandboxId,
@@ -560,7 +678,12 @@ fn item(endpoint: &Endpoint) -> PathItem {
         .summary(Some(endpoint.summary))
         .request_body(request_body(endpoint.request));
     for name in path_parameters(endpoint.path) {
-        let schema = if name == "checkpoint" { "CheckpointId" } else { "SandboxId" };
+        let schema = match name {
+            "checkpoint" => "CheckpointId",
+            "exec" => "ExecId",
+            "pty" => "PtyId",
+            _ => "SandboxId",
+        };
         operation = operation.parameter(
             ParameterBuilder::new()
                 .name(name)
@@ -613,6 +736,10 @@ fn success(success: Success) -> (&'static str, Response) {
     match success {
         Success::Json(schema) => {
             answer("Done", "application/json", Content::new(Some(Ref::from_schema_name(schema))))
+        }
+        Success::JsonArray(schema) => {
+            let array = ArrayBuilder::new().items(Ref::from_schema_name(schema));
+            answer("Done", "application/json", Content::new(Some(array)))
         }
         Success::Events(schema) => answer(
             "One event a line; blank lines are heartbeats",

@@ -3,22 +3,28 @@
 use crate::args;
 use crate::record::Record;
 use anyhow::{Context, bail};
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use podflare_api::error::ErrorBody;
 use podflare_api::exec::{ExecEvent, ExecEventKind, ExecRequest};
-use podflare_api::id::SandboxId;
+use podflare_api::id::{PtyId, SandboxId};
+use podflare_api::pty::{CreatePty, PtyEvent, PtyInput, PtyResize};
 use podflare_api::sandbox::{CreateSandbox, SandboxCreated, SandboxList, SandboxView};
 use podflare_emulated_host::places::Places;
-use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use std::io::{BufRead, BufReader, Read};
 use std::time::Duration;
 use ureq::http::{Response, StatusCode};
-use ureq::{Agent, Body};
+use ureq::{Agent, Body, BodyReader};
 
 const DEFAULT_URL: &str = "http://127.0.0.1:7070";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Health is asked for again and again, and an emulated network may take a connection that nobody answers.
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(3);
-/// One line of an execution's stream.
+/// What is typed, or a new size, is of no use much later.
+const TERMINAL_TIMEOUT: Duration = Duration::from_secs(30);
+/// One line of a stream of events.
 const EVENT_BYTES_MAX: u64 = 64 << 20;
 /// One line of a template's progress, which may quote a guest's console.
 const STATE_BYTES_MAX: u64 = 1 << 20;
@@ -47,6 +53,9 @@ pub(crate) enum Health {
     Starting(String),
     Silent,
 }
+
+/// The events of a terminal.
+pub(crate) struct PtyStream(BufReader<BodyReader<'static>>);
 
 impl Client {
     /// The host that is named, or else the one that was started here.
@@ -114,17 +123,8 @@ impl Client {
         let post = self.agent.post(self.address(&format!("/sandboxes/{id}/exec")));
         let answer = self.checked(post.header("authorization", self.authorization()).send_json(request))?;
         let mut stream = BufReader::new(answer.into_body().into_reader());
-        let mut line = Vec::new();
         loop {
-            line.clear();
-            let count = (&mut stream).take(EVENT_BYTES_MAX).read_until(b'\n', &mut line);
-            if count.context("The host broke off")? == 0 {
-                bail!("The host ended its answer without an exit code");
-            }
-            if line.trim_ascii().is_empty() {
-                continue;
-            }
-            let event: ExecEvent = serde_json::from_slice(&line).context("Cannot understand the host")?;
+            let Some(event) = next_event::<ExecEvent>(&mut stream)? else { continue };
             if let ExecEventKind::Exit(code) = event.kind {
                 return Ok(code);
             }
@@ -165,6 +165,35 @@ impl Client {
         }
     }
 
+    /// Starts a program in a new terminal.
+    pub(crate) fn create_pty(&self, id: &SandboxId, request: &CreatePty) -> anyhow::Result<PtyStream> {
+        let post = self.agent.post(self.address(&format!("/sandboxes/{id}/pty")));
+        let answer = self.checked(post.header("authorization", self.authorization()).send_json(request))?;
+        Ok(PtyStream(BufReader::new(answer.into_body().into_reader())))
+    }
+
+    /// All of a terminal's output that is kept, and what comes.
+    pub(crate) fn attach_pty(&self, id: &SandboxId, pty: &PtyId) -> anyhow::Result<PtyStream> {
+        let get = self.agent.get(self.address(&format!("/sandboxes/{id}/pty/{pty}/attach")));
+        let answer = self.checked(get.header("authorization", self.authorization()).call())?;
+        Ok(PtyStream(BufReader::new(answer.into_body().into_reader())))
+    }
+
+    /// Types into a terminal.
+    pub(crate) fn input_pty(&self, id: &SandboxId, pty: &PtyId, data: &[u8]) -> anyhow::Result<()> {
+        self.tell_pty(id, pty, "input", &PtyInput { data_b64: BASE64_STANDARD.encode(data) })
+    }
+
+    pub(crate) fn resize_pty(&self, id: &SandboxId, pty: &PtyId, size: PtyResize) -> anyhow::Result<()> {
+        self.tell_pty(id, pty, "resize", &size)
+    }
+
+    fn tell_pty(&self, id: &SandboxId, pty: &PtyId, what: &str, body: &impl Serialize) -> anyhow::Result<()> {
+        let post = self.agent.post(self.address(&format!("/sandboxes/{id}/pty/{pty}/{what}")));
+        let post = post.config().timeout_global(Some(TERMINAL_TIMEOUT)).build();
+        self.checked(post.header("authorization", self.authorization()).send_json(body)).map(drop)
+    }
+
     fn address(&self, path: &str) -> String {
         format!("{}/v1{path}", self.url)
     }
@@ -183,6 +212,26 @@ impl Client {
     }
 }
 
+impl PtyStream {
+    /// The next event; none where the host only says that it is there.
+    pub(crate) fn next(&mut self) -> anyhow::Result<Option<PtyEvent>> {
+        next_event(&mut self.0)
+    }
+}
+
+/// The next event of a stream; none where the line is a heartbeat.
+fn next_event<Event: DeserializeOwned>(stream: &mut impl BufRead) -> anyhow::Result<Option<Event>> {
+    let mut line = Vec::new();
+    let count = stream.take(EVENT_BYTES_MAX).read_until(b'\n', &mut line);
+    if count.context("The host broke off")? == 0 {
+        bail!("The host ended its answer without an exit code");
+    }
+    if line.trim_ascii().is_empty() {
+        return Ok(None);
+    }
+    serde_json::from_slice(&line).map(Some).context("Cannot understand the host")
+}
+
 fn error_text(answer: &mut Response<Body>) -> String {
     let body: Result<ErrorBody, _> = answer.body_mut().read_json();
     body.map_or_else(|_| "The host gives no reason".into(), |body| body.error)
@@ -191,7 +240,6 @@ fn error_text(answer: &mut Response<Body>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use podflare_api::exec::Language;
     use std::io::Write;
     use std::net::{TcpListener, TcpStream};
     use std::thread;
@@ -249,7 +297,7 @@ mod tests {
                 "{\"type\":\"exit\",\"data\":3,\"seq\":2,\"ts\":1}\n"
             ),
         );
-        let request = ExecRequest { code: "1".into(), language: Language::Python };
+        let request = ExecRequest { code: "1".into(), ..ExecRequest::default() };
         let mut seen = Vec::new();
         let code = client.exec(&SandboxId::random(), &request, |event| {
             seen.push(event.clone());
@@ -280,7 +328,7 @@ mod tests {
     #[test]
     fn a_stream_without_an_exit_code_is_an_error() {
         let client = host_answering("200 OK", "{\"type\":\"stdout\",\"data\":\"one\",\"seq\":0,\"ts\":1}\n");
-        let request = ExecRequest { code: "1".into(), language: Language::Python };
+        let request = ExecRequest { code: "1".into(), ..ExecRequest::default() };
         assert!(client.exec(&SandboxId::random(), &request, |_| Ok(())).is_err());
     }
 }

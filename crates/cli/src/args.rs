@@ -2,6 +2,7 @@
 
 use clap::builder::FalseyValueParser;
 use clap::{ArgAction, Parser, Subcommand};
+use podflare_api::id::{PtyId, SandboxId};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -43,6 +44,8 @@ pub(crate) enum Command {
     Ls(Host),
     /// Run code in a new sandbox, which is closed afterwards; the exit code is the code's
     Run(Run),
+    /// Open a terminal in a sandbox, and leave with its exit code
+    Shell(Shell),
 }
 
 #[derive(Debug, clap::Args)]
@@ -128,6 +131,21 @@ pub(crate) struct Run {
     pub(crate) code: String,
 }
 
+#[derive(Debug, clap::Args)]
+pub(crate) struct Shell {
+    #[command(flatten)]
+    pub(crate) host: Host,
+    /// Return to a terminal that is open, and see its latest output first
+    #[arg(long, value_name = "PTY", conflicts_with = "program")]
+    pub(crate) attach: Option<PtyId>,
+    /// The sandbox; `podflare ls` lists them
+    #[arg(value_name = "ID")]
+    pub(crate) sandbox: SandboxId,
+    /// A program and its arguments, instead of a login shell
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "PROGRAM")]
+    pub(crate) program: Vec<String>,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -136,6 +154,15 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Args::command().debug_assert();
+    }
+
+    #[test]
+    fn what_follows_the_sandbox_is_the_program_of_its_terminal() {
+        let id = SandboxId::random();
+        let args = Args::try_parse_from(["podflare", "shell", id.as_str(), "top", "-d", "--url"]).unwrap();
+        let Command::Shell(shell) = args.command else { panic!("{args:?}") };
+        assert_eq!((shell.sandbox, shell.program), (id, vec!["top".into(), "-d".into(), "--url".into()]));
+        assert!(Args::try_parse_from(["podflare", "shell", "nonsense"]).is_err());
     }
 
     #[test]

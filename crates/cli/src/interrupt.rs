@@ -1,5 +1,5 @@
-//! Ctrl-C while a sandbox is ours: it is closed before the command ends, and would otherwise stay until the
-//! host takes it for idle. A second Ctrl-C ends the command at once.
+//! Signals. Ctrl-C while a sandbox is ours: it is closed before the command ends, and would otherwise stay until
+//! the host takes it for idle. A second Ctrl-C ends the command at once.
 
 use crate::api::Client;
 use anyhow::Context;
@@ -7,11 +7,11 @@ use podflare_api::id::SandboxId;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::{io, process};
-use tokio::runtime;
+use tokio::runtime::{self, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// As a shell says it of a program that SIGINT has ended.
-const EXIT_CODE: i32 = 130;
+pub(crate) const EXIT_CODE: u8 = 130;
 
 /// The sandbox to close, once there is one.
 #[derive(Clone, Default)]
@@ -42,9 +42,8 @@ impl Slot {
 pub(crate) fn closes(client: &Client) -> anyhow::Result<Slot> {
     let slot = Slot::default();
     let (slot_to_close, client) = (slot.clone(), client.clone());
-    let runtime = runtime::Builder::new_current_thread().enable_io().build()?;
     // Set up before this returns: what is made from now on is closed.
-    let mut signals = runtime.block_on(async { Signals::new() }).context("Cannot watch for signals")?;
+    let (runtime, mut signals) = watched(Signals::new)?;
     thread::spawn(move || {
         runtime.block_on(signals.next());
         thread::spawn(move || {
@@ -57,9 +56,37 @@ pub(crate) fn closes(client: &Client) -> anyhow::Result<Slot> {
     Ok(slot)
 }
 
+/// From now on an interrupt does this and no more; the next one, nothing.
+pub(crate) fn tells(tell: impl FnOnce() + Send + 'static) -> anyhow::Result<()> {
+    let (runtime, mut signals) = watched(Signals::new)?;
+    thread::spawn(move || {
+        runtime.block_on(signals.next());
+        tell();
+    });
+    Ok(())
+}
+
+/// From now on this is done whenever the size of the terminal has changed.
+pub(crate) fn on_resize(mut act: impl FnMut() + Send + 'static) -> anyhow::Result<()> {
+    let (runtime, mut resizes) = watched(|| signal(SignalKind::window_change()))?;
+    thread::spawn(move || {
+        while runtime.block_on(resizes.recv()).is_some() {
+            act();
+        }
+    });
+    Ok(())
+}
+
+/// Signals that are waited for, and what to wait for them in.
+fn watched<T>(watch: impl FnOnce() -> io::Result<T>) -> anyhow::Result<(Runtime, T)> {
+    let runtime = runtime::Builder::new_current_thread().enable_io().build()?;
+    let signals = runtime.block_on(async { watch() }).context("Cannot watch for signals")?;
+    Ok((runtime, signals))
+}
+
 #[expect(clippy::exit, reason = "the main thread may wait for a host that never answers")]
 fn end() -> ! {
-    process::exit(EXIT_CODE)
+    process::exit(EXIT_CODE.into())
 }
 
 /// Ctrl-C, and what else asks a command to end.

@@ -11,6 +11,7 @@ mod output;
 mod record;
 mod start;
 mod table;
+mod terminal;
 
 use args::{Args, Command, ImageCommand, TemplateCommand};
 use clap::Parser;
@@ -45,5 +46,6 @@ fn run(args: Args, output: &Output) -> anyhow::Result<ExitCode> {
         }
         Command::Ls(host) => commands::ls::run(&host, &places, output),
         Command::Run(run) => commands::run::run(&run, &places, output),
+        Command::Shell(shell) => commands::shell::run(&shell, &places, output),
     }
 }

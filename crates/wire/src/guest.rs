@@ -4,14 +4,15 @@
 //! and [`Event::Renewed`]. Only then is anything else served: a copy is never silently a twin. A newer
 //! connection replaces an older one; executions go on without their reader.
 
+use crate::limits::CODE_EXCERPT_LEN_MAX;
 use serde::{Deserialize, Serialize};
 use std::net::Ipv4Addr;
 
 /// The agent's vsock port.
 pub const AGENT_PORT: u32 = 5555;
 
-/// Changes with every change of this file or `files.rs`; hostd refuses an agent of another version.
-pub const PROTOCOL: u32 = 4;
+/// Changes with every change of this file, `files.rs` or `terminal.rs`; hostd refuses an agent of another version.
+pub const PROTOCOL: u32 = 5;
 
 /// Bytes of fresh entropy that a renewal carries.
 pub const ENTROPY_LEN: usize = 64;
@@ -19,6 +20,12 @@ pub const ENTROPY_LEN: usize = 64;
 /// hostd's name for one execution, unique on one connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ExecId(pub u32);
+
+impl ExecId {
+    /// What the agent calls Python code that has run since before its machine was copied. hostd asks for nothing
+    /// under this name, but may cancel it.
+    pub const INHERITED: ExecId = ExecId(u32::MAX);
+}
 
 /// hostd → agent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,6 +38,10 @@ pub enum Request {
         exec: ExecId,
         language: Language,
         code: String,
+        context: ExecContext,
+        /// The agent is to tell when it starts. hostd asks for it where others may be before it: one that starts at
+        /// once needs no message of its own.
+        announce: bool,
     },
     /// Interrupts an execution, or takes it out of the queue. It still ends with `Exited`.
     Cancel {
@@ -86,6 +97,19 @@ pub enum OutputStream {
     Stderr,
 }
 
+/// What one execution has beside its code. hostd has checked it: within `limits`, no NUL, no `=` in names.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ExecContext {
+    /// Names and values, for this execution only.
+    pub env: Vec<(String, String)>,
+    /// An absolute path, for this execution only.
+    pub cwd: Option<String>,
+    /// Empty is no input at all.
+    pub stdin: Vec<u8>,
+    /// How long it may run, from its start. After that it is cancelled.
+    pub timeout_ms: Option<u64>,
+}
+
 /// agent → hostd.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Event {
@@ -95,6 +119,12 @@ pub enum Event {
     },
     Renewed {
         repl: ReplRenewal,
+        /// Code that still runs since before the copy. It ends with `Exited`, too, as [`ExecId::INHERITED`].
+        inherited: Option<Inherited>,
+    },
+    /// An execution that was to be announced has started.
+    Started {
+        exec: ExecId,
     },
     /// Part of an execution's output, as it was written; at most `limits::OUTPUT_CHUNK_LEN_MAX` bytes.
     Output {
@@ -127,12 +157,31 @@ pub enum ReplRenewal {
     Pending,
 }
 
+/// An execution that was asked for on another machine, or by another host daemon, and whose output nobody reads.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Inherited {
+    pub language: Language,
+    /// The code's beginning, at most `limits::CODE_EXCERPT_LEN_MAX` bytes.
+    pub excerpt: String,
+    pub ran_ms: u64,
+    pub timeout_ms: Option<u64>,
+}
+
+/// The beginning of code, for people who look at what runs.
+pub fn excerpt(code: &str) -> &str {
+    let ends = code.char_indices().map(|(at, character)| at + character.len_utf8());
+    let len = ends.take_while(|end| *end <= CODE_EXCERPT_LEN_MAX).last().unwrap_or(0);
+    &code[..len]
+}
+
 /// How an execution ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ExecEnd {
     /// It ran to its end; `exit_code` is its own.
     Finished,
     Cancelled,
+    /// It was cancelled because its time was over.
+    TimedOut,
     /// Its process was killed by a signal. For Python: the REPL was restarted and its variables are lost.
     Killed {
         signal: i32,

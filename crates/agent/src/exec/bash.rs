@@ -1,16 +1,17 @@
-//! One `bash -c` for one execution: a process group of its own, no input, both outputs captured.
+//! One `bash -c` for one execution: a process group of its own, both outputs captured, its input in memory.
 
-use super::{Workplace, signal_group};
+use super::{EnterError, Workplace, signal_group};
 use crate::output::Capture;
+use podflare_wire::guest::ExecContext;
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::process::{Pid, Signal};
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Seek, Write};
 use std::os::fd::AsRawFd;
-use std::process::ExitStatus;
+use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 use tokio::process::Child;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 /// By its path: a search would be another reason for fork(2), as `Workplace` says.
 const BASH: &str = "/bin/bash";
@@ -26,6 +27,10 @@ pub(crate) enum StartBashError {
     Capture(#[source] io::Error),
     #[error("Could not keep the code in memory: {0}")]
     Script(#[source] io::Error),
+    #[error("Could not keep the input in memory: {0}")]
+    Stdin(#[source] io::Error),
+    #[error(transparent)]
+    Enter(#[from] EnterError),
     #[error("Could not start bash: {0}")]
     Spawn(#[source] io::Error),
 }
@@ -64,13 +69,21 @@ pub(crate) enum BashEvent {
 }
 
 impl Bash {
-    pub(crate) fn start(code: &str, workplace: &Workplace<'_>) -> Result<Bash, StartBashError> {
+    pub(crate) fn start(
+        code: &str,
+        context: &ExecContext,
+        workplace: &Workplace,
+    ) -> Result<Bash, StartBashError> {
         if code.contains('\0') {
             return Err(StartBashError::NulByte);
         }
         let (capture, sinks) = Capture::new().map_err(StartBashError::Capture)?;
         let mut command = workplace.command(BASH);
         command.process_group(0).stdout(sinks.stdout).stderr(sinks.stderr).args(["-c", "--"]);
+        command.envs(context.env.iter().map(|(name, value)| (name, value)));
+        if !context.stdin.is_empty() {
+            command.stdin(Stdio::from(input(&context.stdin).map_err(StartBashError::Stdin)?));
+        }
         let script = if code.len() <= ARGUMENT_LEN_MAX {
             command.arg(code);
             None
@@ -82,7 +95,9 @@ impl Bash {
             command.arg(format!("eval \"exec {fd}<&-;$(</proc/self/fd/{fd})\""));
             Some(script)
         };
-        let (child, leader) = workplace.spawn(&mut command).map_err(StartBashError::Spawn)?;
+        let (child, leader) = workplace
+            .within(context, |workplace| workplace.spawn(&mut command))?
+            .map_err(StartBashError::Spawn)?;
         drop(script);
         Ok(Bash { child, leader, capture, started: Instant::now(), ended: None })
     }
@@ -124,12 +139,24 @@ impl Bash {
         &mut self.capture
     }
 
-    /// Lets it, and what it has left in the background, run on. Nobody reads their output.
-    pub(crate) fn leave(mut self) {
+    /// Lets it, and what it has left in the background, run on. Nobody reads their output. Its time is still
+    /// limited.
+    pub(crate) fn leave(mut self, times_out: Option<Instant>, kill_after: Duration) {
         self.capture.abandon();
-        if self.ended.is_none() {
-            tokio::spawn(async move { self.child.wait().await });
+        if self.ended.is_some() {
+            return;
         }
+        tokio::spawn(async move {
+            if let Some(times_out) = times_out
+                && timeout_at(times_out, self.child.wait()).await.is_err()
+            {
+                signal_group(self.leader, Signal::TERM);
+                if timeout(kill_after, self.child.wait()).await.is_err() {
+                    signal_group(self.leader, Signal::KILL);
+                }
+            }
+            self.child.wait().await
+        });
     }
 
     pub(crate) fn signal(&self, signal: Signal) {
@@ -138,6 +165,14 @@ impl Bash {
             signal_group(self.leader, signal);
         }
     }
+}
+
+/// A file and not a pipe: nobody has to feed it, and a process that does not read it holds up nothing.
+fn input(bytes: &[u8]) -> io::Result<File> {
+    let mut input = File::from(memfd_create("stdin", MemfdFlags::CLOEXEC)?);
+    input.write_all(bytes)?;
+    input.rewind()?;
+    Ok(input)
 }
 
 /// A file that the next process inherits. Nothing else is started before it is closed again.

@@ -5,13 +5,16 @@ pub(crate) mod repl;
 
 mod environment;
 
+use podflare_wire::guest::ExecContext;
+use rustix::fs::{Mode, OFlags, open};
 use rustix::io::Errno;
-use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, prlimit, setrlimit};
+use rustix::process::{Pid, Resource, Rlimit, Signal, chdir, fchdir, getrlimit, prlimit, setrlimit};
 use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::ExitStatusExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use tokio::process::{Child, Command};
 
@@ -30,9 +33,19 @@ const OOM_SCORE_ADJ_CODE: &str = "500";
 /// Where and within what user code starts. The directory is the agent's own, and so inherited: a
 /// command that names one is started with fork(2), whose copied pages cost more than all else here.
 #[derive(Debug)]
-pub(crate) struct Workplace<'a> {
-    home: &'a Path,
+pub(crate) struct Workplace {
+    home: PathBuf,
+    /// The same, also when it has another name, or none.
+    home_directory: OwnedFd,
     standing: Standing,
+}
+
+/// An execution cannot have the directory that it was to have.
+#[derive(Debug, thiserror::Error)]
+#[error("The directory {cwd} cannot be entered: {error}")]
+pub(crate) struct EnterError {
+    cwd: String,
+    error: Errno,
 }
 
 /// What the kernel lets the agent have, and user code not. Processes inherit it, so it is laid down
@@ -45,23 +58,40 @@ struct Standing {
     open_files_agent: Rlimit,
 }
 
-impl<'a> Workplace<'a> {
+impl Workplace {
     /// Also makes the agent itself hard to starve: it holds two pipes for each execution that has
     /// left a process in the background, and must survive what user code does to the memory.
-    pub(crate) fn new(home: &'a Path) -> io::Result<Workplace<'a>> {
+    pub(crate) fn new(home: &Path) -> io::Result<Workplace> {
         std::env::set_current_dir(home)?;
-        Ok(Workplace { home, standing: Standing::raised()? })
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let home_directory = open(".", flags, Mode::empty())?;
+        Ok(Workplace { home: home.to_owned(), home_directory, standing: Standing::raised()? })
+    }
+
+    /// Does something in the directory of an execution, if it has one of its own. One that starts a process there
+    /// is not named in its command, as above.
+    pub(crate) fn within<T>(
+        &self,
+        context: &ExecContext,
+        act: impl FnOnce(&Workplace) -> T,
+    ) -> Result<T, EnterError> {
+        let Some(cwd) = &context.cwd else { return Ok(act(self)) };
+        chdir(cwd.as_str()).map_err(|error| EnterError { cwd: cwd.clone(), error })?;
+        let result = act(self);
+        fchdir(&self.home_directory)
+            .map_err(|error| EnterError { cwd: self.home.display().to_string(), error })?;
+        Ok(result)
     }
 
     /// A command with the environment of user code, and no input.
-    fn command(&self, program: &str) -> Command {
+    pub(crate) fn command(&self, program: &str) -> Command {
         let mut command = Command::new(program);
-        command.env_clear().envs(ENVIRONMENT).envs(environment::of_machine()).env("HOME", self.home);
+        command.env_clear().envs(ENVIRONMENT).envs(environment::of_machine()).env("HOME", &self.home);
         command.stdin(std::process::Stdio::null());
         command
     }
 
-    fn spawn(&self, command: &mut Command) -> io::Result<(Child, Pid)> {
+    pub(crate) fn spawn(&self, command: &mut Command) -> io::Result<(Child, Pid)> {
         let child = self.standing.laid_down(|| command.spawn())?;
         let pid = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed()));
         let pid = pid.ok_or_else(|| io::Error::other("It has no process id"))?;
@@ -109,7 +139,7 @@ impl Standing {
 }
 
 /// Signals a process group. One that has ended meanwhile needs no signal.
-fn signal_group(leader: Pid, signal: Signal) {
+pub(crate) fn signal_group(leader: Pid, signal: Signal) {
     rustix::process::kill_process_group(leader, signal).ok();
 }
 

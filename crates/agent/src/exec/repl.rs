@@ -13,7 +13,7 @@
 
 use super::{Workplace, signal_group};
 use crate::output::{Backlog, Capture};
-use podflare_wire::guest::{OutputStream, ReplRenewal};
+use podflare_wire::guest::{ExecContext, OutputStream, ReplRenewal};
 use rustix::fs::{MemfdFlags, OFlags, memfd_create};
 use rustix::io::{Errno, FdFlags, fcntl_setfd};
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -82,6 +82,13 @@ pub(crate) enum ReplEvent {
     Ended(ExitStatus),
 }
 
+/// One call.
+#[derive(Debug)]
+pub(crate) struct Cell {
+    pub(crate) code: String,
+    pub(crate) context: ExecContext,
+}
+
 /// What an ended process leaves.
 #[derive(Debug)]
 pub(crate) struct Remains {
@@ -89,7 +96,7 @@ pub(crate) struct Remains {
     /// It ended before it could take code.
     pub(crate) never_ready: bool,
     /// The call that it was never given.
-    pub(crate) waiting_code: Option<String>,
+    pub(crate) waiting_cell: Option<Cell>,
 }
 
 #[derive(Debug)]
@@ -103,7 +110,7 @@ struct Process {
     seeds_pipe: OwnedFd,
     state: State,
     /// A call that waits until the process is idle and renewed.
-    waiting_code: Option<String>,
+    waiting_cell: Option<Cell>,
     /// What did not fit into the pipe yet.
     unsent: Vec<u8>,
     /// How many calls it has been given. A reply to an earlier one than the last is a repetition.
@@ -128,20 +135,20 @@ impl Repl {
         Repl { process: None, backlog: Backlog::default(), loss: None }
     }
 
-    pub(crate) fn start(&mut self, workplace: &Workplace<'_>) -> Result<(), StartReplError> {
+    pub(crate) fn start(&mut self, workplace: &Workplace) -> Result<(), StartReplError> {
         self.process = Some(Process::start(workplace)?);
         Ok(())
     }
 
     /// Runs code as soon as the process is idle and renewed. Starts a process if there is none.
-    pub(crate) fn run(&mut self, code: String, workplace: &Workplace<'_>) -> Result<(), StartReplError> {
+    pub(crate) fn run(&mut self, cell: Cell, workplace: &Workplace) -> Result<(), StartReplError> {
         if self.process.is_none() {
             self.start(workplace)?;
         }
         if let Some(process) = &mut self.process {
             process.capture.rest();
-            process.waiting_code = Some(code);
-            process.run_waiting_code();
+            process.waiting_cell = Some(cell);
+            process.run_waiting_cell();
         }
         Ok(())
     }
@@ -171,8 +178,8 @@ impl Repl {
 
     /// The process has ended. Its output is still to be taken from what remains.
     pub(crate) fn bury(&mut self) -> Option<Remains> {
-        let Process { capture, state, waiting_code, .. } = self.process.take()?;
-        Some(Remains { capture, never_ready: state == State::Starting, waiting_code })
+        let Process { capture, state, waiting_cell, .. } = self.process.take()?;
+        Some(Remains { capture, never_ready: state == State::Starting, waiting_cell })
     }
 
     pub(crate) fn remember_loss(&mut self, status: ExitStatus) {
@@ -214,7 +221,7 @@ impl Repl {
 
     /// Takes back a call that the process has not been given yet.
     pub(crate) fn withdraw(&mut self) -> bool {
-        self.process.as_mut().is_some_and(|process| process.waiting_code.take().is_some())
+        self.process.as_mut().is_some_and(|process| process.waiting_cell.take().is_some())
     }
 
     /// Raises KeyboardInterrupt in the running call.
@@ -236,7 +243,7 @@ impl Repl {
 }
 
 impl Process {
-    fn start(workplace: &Workplace<'_>) -> Result<Process, StartReplError> {
+    fn start(workplace: &Workplace) -> Result<Process, StartReplError> {
         let (capture, sinks) = Capture::new().map_err(StartReplError::Pipes)?;
         let pipes = Pipes::new().map_err(StartReplError::Pipes)?;
         let mut command = workplace.command("setpriv");
@@ -255,7 +262,7 @@ impl Process {
             replies: Some(pipes.replies),
             seeds_pipe: pipes.seeds,
             state: State::Starting,
-            waiting_code: None,
+            waiting_cell: None,
             unsent: Vec::new(),
             calls: 0,
             seeds: 0,
@@ -298,7 +305,7 @@ impl Process {
             // The user's code has written to the pipe: only a new process is sound.
             (Reply::Frame(..) | Reply::Garbage, _) => self.signal(Signal::KILL),
         }
-        self.run_waiting_code();
+        self.run_waiting_cell();
         ReplEvent::Progress
     }
 
@@ -316,14 +323,19 @@ impl Process {
         kill_process(self.pid, signal).ok();
     }
 
-    fn run_waiting_code(&mut self) {
+    fn run_waiting_cell(&mut self) {
         if self.state == State::Idle
             && self.is_renewed()
-            && let Some(code) = self.waiting_code.take()
+            && let Some(Cell { code, context }) = self.waiting_cell.take()
         {
             self.state = State::Busy;
             self.calls += 1;
-            self.send(COMMAND_EXEC, self.calls, code.as_bytes());
+            let surroundings = surroundings(&context);
+            let lens =
+                [surroundings.len(), context.stdin.len()].map(|len| u32::try_from(len).unwrap_or(u32::MAX));
+            let [surroundings_len, stdin_len] = lens.map(u32::to_le_bytes);
+            let parts = [&surroundings_len[..], &stdin_len, &surroundings, &context.stdin, code.as_bytes()];
+            self.send(COMMAND_EXEC, self.calls, &parts);
         }
     }
 
@@ -331,14 +343,17 @@ impl Process {
         self.seeds_applied == self.seeds && !self.takes_no_seeds
     }
 
-    /// Sends a command, or as much of it as the pipe takes now. `limits::CODE_LEN_MAX` bounds it.
-    fn send(&mut self, kind: u8, number: u32, body: &[u8]) {
-        let len = u32::try_from(body.len()).unwrap_or(u32::MAX);
-        self.unsent.reserve(1 + 2 * size_of::<u32>() + body.len());
+    /// Sends a command, or as much of it as the pipe takes now. `limits::REQUEST_FRAME_LEN_MAX` bounds it.
+    fn send(&mut self, kind: u8, number: u32, parts: &[&[u8]]) {
+        let body_len: usize = parts.iter().map(|part| part.len()).sum();
+        let len = u32::try_from(body_len).unwrap_or(u32::MAX);
+        self.unsent.reserve(1 + 2 * size_of::<u32>() + body_len);
         self.unsent.push(kind);
         self.unsent.extend_from_slice(&number.to_le_bytes());
         self.unsent.extend_from_slice(&len.to_le_bytes());
-        self.unsent.extend_from_slice(body);
+        for part in parts {
+            self.unsent.extend_from_slice(part);
+        }
         self.send_more();
     }
 
@@ -357,6 +372,18 @@ impl Process {
             self.unsent.shrink_to(4096);
         }
     }
+}
+
+/// A call's directory, or nothing, and its variables, with a zero between two. None of them has one within.
+fn surroundings(context: &ExecContext) -> Vec<u8> {
+    let mut surroundings = context.cwd.clone().unwrap_or_default();
+    for (name, value) in &context.env {
+        surroundings.push('\0');
+        surroundings.push_str(name);
+        surroundings.push('=');
+        surroundings.push_str(value);
+    }
+    surroundings.into_bytes()
 }
 
 enum Reply {

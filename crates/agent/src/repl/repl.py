@@ -17,15 +17,18 @@ import sys
 import traceback
 import types
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 RUNNER_FILE = "<podflare>"
 
-# Frames. A command is a kind, a number and a length, then that many bytes; a seed has a number too. A
-# reply is a kind, the number of what it answers, and an exit code; it may come twice.
+# Frames. A command is a kind, a number and a length, then that many bytes; a seed has a number too. The
+# bytes of a call are two lengths, what surrounds it (its directory, or nothing, and its variables, with a
+# zero between two), its standard input, and its code. A reply is a kind, the number of what it answers, and an exit code; it may come twice.
 COMMAND = struct.Struct("<BII")
 SEED = struct.Struct("<I64s")
+CALL = struct.Struct("<II")
 REPLY = struct.Struct("<BIi")
 EXEC, RENEW = 1, 2
 READY, DONE, RENEWED = 1, 2, 3
@@ -143,6 +146,13 @@ def reseed(seed: bytes) -> None:
                 renew(sys.modules[name])
 
 
+def set_variable(name: bytes, value: bytes | None) -> None:
+    if value is None:
+        os.environb.pop(name, None)
+    else:
+        os.environb[name] = value
+
+
 def set_interrupt_handler(handler: Any) -> Any:
     """Sets what SIGINT does and returns what it did; a handler that C code has set cannot be kept."""
     return signal.signal(signal.SIGINT, handler) or signal.default_int_handler
@@ -177,6 +187,8 @@ class Runner:
         self.compile_flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
         self.event_loop: Any = None
         self.cells = 0
+        # How to undo what was done for a call, the last of it first. Each step may be done twice.
+        self.undo: list[tuple[Callable[..., object], tuple[Any, ...]]] = []
         self.kept: deque[tuple[str, int]] = deque()
         self.kept_len = 0
 
@@ -258,16 +270,23 @@ class Runner:
                 flush_streams()
                 os._exit(0)
 
-    def run_cell(self, source: bytes) -> int:
+    def run_cell(self, call: bytes) -> int:
+        # Only if a signal's handler has broken it off before.
+        self.restore()
         revive_streams(self.outputs)
+        surroundings_len, stdin_len = CALL.unpack_from(call)
+        stdin_at = CALL.size + surroundings_len
+        source_at = stdin_at + stdin_len
         # Each cell shows a warning of its own; the interpreter counts lines, which all begin at 1.
         self.main.__dict__.pop("__warningregistry__", None)
         try:
             try:
+                self.surround(call[CALL.size : stdin_at], call[stdin_at:source_at])
                 set_interrupt_handler(self.interrupt_handler)
-                self.execute(source.decode())
+                self.execute(str(memoryview(call)[source_at:], "utf-8"))
             finally:
                 self.interrupt_handler = set_interrupt_handler(ignore_interrupt)
+                self.restore()
         except SystemExit as error:
             return exit_code(error)
         except BaseException as error:
@@ -275,6 +294,41 @@ class Runner:
             show_exception(error)
             return EXIT_CODE_INTERRUPTED if isinstance(error, KeyboardInterrupt) else EXIT_CODE_EXCEPTION
         return 0
+
+    def surround(self, surroundings: bytes, stdin: bytes) -> None:
+        """Gives a call its directory, its variables and its input, and notes how to take them back."""
+        cwd, *variables = surroundings.split(b"\0")
+        if cwd:
+            former = self.own(os.open(".", os.O_PATH | os.O_DIRECTORY))
+            self.undo.append((os.close, (former,)))
+            self.undo.append((os.chdir, (former,)))
+            os.chdir(cwd)
+        for variable in variables:
+            name, _, value = variable.partition(b"=")
+            self.undo.append((set_variable, (name, os.environb.get(name))))
+            os.environb[name] = value
+        if stdin:
+            try:
+                former = self.duplicate(0)
+                self.undo += [(os.close, (former,)), (os.dup2, (former, 0))]
+            except OSError:  # An earlier call has closed it.
+                self.undo.append((os.close, (0,)))
+            self.undo.append((setattr, (sys, "stdin", getattr(sys, "stdin", None))))
+            content = self.own(os.memfd_create("stdin"))
+            with open(content, "wb", closefd=False) as file:
+                file.write(stdin)
+            os.lseek(content, 0, os.SEEK_SET)
+            os.dup2(content, 0)
+            os.close(content)
+            sys.stdin = open(0, encoding="utf-8", errors="surrogateescape", closefd=False)
+
+    def restore(self) -> None:
+        """Whatever the call has done to its directory, its variables and its input: they are as before it."""
+        while self.undo:
+            step, arguments = self.undo[-1]
+            with suppress(OSError):
+                step(*arguments)
+            self.undo.pop()
 
     def execute(self, source: str) -> None:
         self.cells += 1

@@ -2,7 +2,8 @@
 
 use podflare_wire::codec::{FrameReader, encode_frame};
 use podflare_wire::guest::{
-    ENTROPY_LEN, Event, ExecEnd, ExecId, Language, OutputStream, PROTOCOL, Renewal, ReplRenewal, Request,
+    ENTROPY_LEN, Event, ExecContext, ExecEnd, ExecId, Inherited, Language, OutputStream, PROTOCOL, Renewal,
+    ReplRenewal, Request,
 };
 use podflare_wire::limits::{EVENT_FRAME_LEN_MAX, OUTPUT_CHUNK_LEN_MAX};
 use std::collections::HashMap;
@@ -47,6 +48,14 @@ impl Agent {
     /// A connection to the file server.
     pub(crate) fn connect_to_files(&self) -> UnixStream {
         let stream = eventually(|| UnixStream::connect(self.home.path().join("agent.sock.files")).ok());
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream
+    }
+
+    /// A connection to its terminals, on which nothing has been said.
+    pub(crate) fn terminal_stream(&self) -> UnixStream {
+        let path = self.home.path().join("agent.sock.terminals");
+        let stream = eventually(|| UnixStream::connect(&path).ok());
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream
     }
@@ -149,18 +158,33 @@ impl Client {
     }
 
     pub(crate) fn renew(&mut self) -> ReplRenewal {
+        self.inherit().0
+    }
+
+    /// As `renew`, with what has run since before.
+    pub(crate) fn inherit(&mut self) -> (ReplRenewal, Option<Inherited>) {
         self.send(&renew_request());
         match self.next_event() {
-            Some(Event::Renewed { repl }) => repl,
+            Some(Event::Renewed { repl, inherited }) => (repl, inherited),
             other => panic!("not renewed: {other:?}"),
         }
     }
 
     pub(crate) fn start(&mut self, language: Language, code: &str) -> ExecId {
+        self.start_with(language, code, ExecContext::default())
+    }
+
+    pub(crate) fn start_with(&mut self, language: Language, code: &str, context: ExecContext) -> ExecId {
         let exec = ExecId(self.execs);
         self.execs += 1;
-        self.send(&Request::Exec { exec, language, code: code.to_owned() });
+        self.send(&exec_request(exec, language, code, context));
         exec
+    }
+
+    /// Runs code in surroundings of its own.
+    pub(crate) fn run_with(&mut self, language: Language, code: &str, context: ExecContext) -> Outcome {
+        let exec = self.start_with(language, code, context);
+        self.wait(exec)
     }
 
     pub(crate) fn cancel(&mut self, exec: ExecId) {
@@ -220,6 +244,10 @@ impl Client {
         assert_eq!((outcome.stderr(), outcome.exit_code()), ("", 0), "{code}");
         outcome.stdout().to_owned()
     }
+}
+
+pub(crate) fn exec_request(exec: ExecId, language: Language, code: &str, context: ExecContext) -> Request {
+    Request::Exec { exec, language, code: code.to_owned(), context, announce: false }
 }
 
 pub(crate) fn renew_request() -> Request {

@@ -1,8 +1,8 @@
 //! Connections: nothing before the renewal, and executions that outlive the connection they came on.
 
-use crate::client::{Agent, Client, eventually, renew_request};
+use crate::client::{Agent, Client, eventually, exec_request, renew_request};
 use podflare_wire::codec::encode_frame;
-use podflare_wire::guest::{Event, ExecId, Language, Renewal, Request};
+use podflare_wire::guest::{Event, ExecContext, ExecId, Language, Renewal, Request};
 use podflare_wire::limits::{EXECS_MAX, REQUEST_FRAME_LEN_MAX};
 
 #[track_caller]
@@ -21,7 +21,7 @@ fn nothing_is_served_before_the_renewal() {
     for request in [
         Request::Ping { token: 1 },
         Request::SetClock { unix_time_ns: 1 },
-        Request::Exec { exec, language: Language::Bash, code: "touch ran".into() },
+        exec_request(exec, Language::Bash, "touch ran", ExecContext::default()),
         Request::Cancel { exec },
         Request::Grant { exec, bytes: 1 },
     ] {
@@ -78,7 +78,7 @@ fn a_second_renewal_and_a_repeated_execution_are_refused() {
     check_fails(client, "once");
 
     let mut client = agent.client();
-    let request = Request::Exec { exec: ExecId(3), language: Language::Bash, code: "sleep 1000".into() };
+    let request = exec_request(ExecId(3), Language::Bash, "sleep 1000", ExecContext::default());
     client.send(&request);
     client.send(&request);
     check_fails(client, "twice");

@@ -5,7 +5,9 @@
 mod bash;
 mod client;
 mod connection;
+mod context;
 mod files;
 mod output;
 mod python;
 mod renewal;
+mod terminal;

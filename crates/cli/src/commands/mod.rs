@@ -5,6 +5,7 @@ pub(crate) mod down;
 pub(crate) mod image;
 pub(crate) mod ls;
 pub(crate) mod run;
+pub(crate) mod shell;
 pub(crate) mod status;
 pub(crate) mod template;
 pub(crate) mod up;

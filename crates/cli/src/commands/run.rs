@@ -19,7 +19,11 @@ pub(crate) fn run(args: &Run, places: &Places, output: &Output) -> anyhow::Resul
     let client = Client::of(&args.host, places)?;
     let sandbox = interrupt::closes(&client)?;
     let id = sandbox.set(|| client.create())?;
-    let result = client.exec(&id, &ExecRequest { code, language }, |event| show(event, output));
+    let result = client.exec(
+        &id,
+        &ExecRequest { code, language, cancel_on_disconnect: true, ..ExecRequest::default() },
+        |event| show(event, output),
+    );
     let closed = client.close(&id);
     let exit_code = result?;
     closed?;

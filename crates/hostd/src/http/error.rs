@@ -8,6 +8,7 @@ use super::origin::OriginError;
 use crate::app::NoSlot;
 use crate::chain::chain;
 use crate::sandbox::ExecError;
+use crate::sandbox::call::CallError;
 use crate::sandbox::checkpoint::take::TakeError;
 use crate::sandbox::copies::CopyError;
 use crate::sandbox::create::CreateError;
@@ -18,6 +19,7 @@ use crate::sandbox::network::SetEgressError;
 use crate::sandbox::ping::PingError;
 use crate::sandbox::registry::{FindCheckpointError, FindError};
 use crate::sandbox::restore::RestoreError;
+use crate::sandbox::terminal::TerminalError;
 use axum::Json;
 use axum::extract::rejection::BytesRejection;
 use axum::http::header::RETRY_AFTER;
@@ -25,6 +27,7 @@ use axum::http::{Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use podflare_api::error::ErrorBody;
 use podflare_api::sandbox::ChildFailure;
+use podflare_wire::terminal::Cause;
 use std::error::Error;
 use std::time::Duration;
 
@@ -240,7 +243,8 @@ impl From<PingError> for ApiError {
 impl From<ExecError> for ApiError {
     fn from(error: ExecError) -> ApiError {
         let status = match &error {
-            ExecError::CodeTooLong { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            ExecError::Call(CallError::CodeTooLong { .. }) => StatusCode::PAYLOAD_TOO_LARGE,
+            ExecError::Call(_) => StatusCode::BAD_REQUEST,
             ExecError::Full => StatusCode::TOO_MANY_REQUESTS,
             ExecError::Find(error) => status_of_find(error),
         };
@@ -269,6 +273,34 @@ impl From<FileError> for ApiError {
             FileError::Silent => StatusCode::GATEWAY_TIMEOUT,
             FileError::Lost => StatusCode::SERVICE_UNAVAILABLE,
             FileError::Connect(_) | FileError::Protocol => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        ApiError::new(status, &error)
+    }
+}
+
+impl From<TerminalError> for ApiError {
+    fn from(error: TerminalError) -> ApiError {
+        let status = match &error {
+            TerminalError::Find(error) => status_of_find(error),
+            TerminalError::Call(_)
+            | TerminalError::Command
+            | TerminalError::Size
+            | TerminalError::NotBase64(_)
+            | TerminalError::InputTooLong { .. }
+            | TerminalError::ReadLen => StatusCode::BAD_REQUEST,
+            TerminalError::Refused { cause, .. } => match cause {
+                Cause::NotFound => StatusCode::NOT_FOUND,
+                Cause::TooMany => StatusCode::TOO_MANY_REQUESTS,
+                Cause::Exited => StatusCode::CONFLICT,
+                Cause::Invalid => StatusCode::BAD_REQUEST,
+                Cause::Unable => StatusCode::INTERNAL_SERVER_ERROR,
+            },
+            TerminalError::Silent => StatusCode::GATEWAY_TIMEOUT,
+            TerminalError::Connect(_)
+            | TerminalError::Io(_)
+            | TerminalError::Closed
+            | TerminalError::Protocol
+            | TerminalError::Decode(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
         ApiError::new(status, &error)
     }

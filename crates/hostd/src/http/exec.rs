@@ -6,18 +6,18 @@ use super::path::Ids;
 use crate::app::App;
 use crate::phases::Phases;
 use crate::pool::activity::Executing;
+use crate::sandbox::call::Call;
 use crate::sandbox::execution::{GRANT_BATCH_LEN, Taken};
 use crate::sandbox::registry::FindError;
-use crate::sandbox::{ExecError, Reader};
-use axum::Extension;
+use crate::sandbox::{Begun, ExecError, Reader, execs};
 use axum::body::{Body, Bytes};
 use axum::extract::State;
-use axum::http::HeaderValue;
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use futures_util::stream::{self, Stream};
-use podflare_api::exec::{ExecRequest, Language};
-use podflare_wire::guest;
+use podflare_api::exec::{EXEC_ID_HEADER, ExecList, ExecRequest};
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -35,27 +35,43 @@ pub(super) async fn exec(
     Ids(id): Ids<String>,
     JsonBody(request): JsonBody<ExecRequest>,
 ) -> Result<Response, ApiError> {
-    let language = match request.language {
-        Language::Python => guest::Language::Python,
-        Language::Bash => guest::Language::Bash,
-    };
     let begun = Instant::now();
-    let reader = start(&app, &id, language, request.code)?;
+    let call = Call::new(request).map_err(ExecError::from)?;
+    let reader = start(&app, &id, call)?;
+    let exec_id = [(EXEC_ID_HEADER, reader.id.to_string())];
     // How long it will wait behind other code is not known yet.
     let phases = Phases::default().with("submit", begun.elapsed());
     let events = EventStream::new(reader, app.settings.heartbeat, app.pool.activity.execute());
-    Ok((Extension(phases), ndjson(Body::from_stream(events))).into_response())
+    Ok((Extension(phases), exec_id, ndjson(Body::from_stream(events))).into_response())
 }
 
 /// A sandbox that ends when it has just been found may have been replaced by a merge or a restore:
 /// then the other runs it.
-fn start(app: &App, id: &str, language: guest::Language, mut code: String) -> Result<Reader, ExecError> {
+fn start(app: &App, id: &str, call: Call) -> Result<Reader, ExecError> {
+    let mut call = Box::new(call);
     for _ in 0..2 {
-        if let Some(reader) = app.registry.find(id)?.exec(language, &mut code)? {
-            return Ok(reader);
+        match app.registry.find(id)?.exec(call)? {
+            Begun::Reading(reader) => return Ok(reader),
+            Begun::Ended(unsent) => call = unsent,
         }
     }
     Err(FindError::Unknown.into())
+}
+
+pub(super) async fn list(
+    State(app): State<Arc<App>>,
+    Ids(id): Ids<String>,
+) -> Result<Json<ExecList>, ApiError> {
+    Ok(Json(execs::list(&app, &id).await?))
+}
+
+/// The same answer whether the execution runs, waits, has ended or never was: it does not run on.
+pub(super) async fn cancel(
+    State(app): State<Arc<App>>,
+    Ids((id, exec)): Ids<(String, String)>,
+) -> Result<StatusCode, ApiError> {
+    execs::cancel(&app, &id, &exec)?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 pub(super) async fn replay(State(app): State<Arc<App>>, Ids(id): Ids<String>) -> Result<Response, ApiError> {

@@ -24,6 +24,9 @@ pub(super) const BODY_LEN_MAX: usize = 64 * 1024;
 /// The longest body of an execution: its code, with room for what JSON must escape.
 pub(super) const EXEC_BODY_LEN_MAX: usize = 2 * CODE_LEN_MAX;
 
+/// The longest body about a terminal: its program, variables and directory, with room for what JSON must escape.
+pub(super) const PTY_BODY_LEN_MAX: usize = 1024 * 1024;
+
 /// Bodies over `BODY_LEN_MAX`, or of unknown length, that are in memory at once, and how long one more waits.
 pub(crate) const LONG_BODIES_MAX: usize = 8;
 pub(super) const LONG_BODY_TURN_TIMEOUT: Duration = Duration::from_secs(8);

@@ -13,6 +13,7 @@ mod node;
 mod observe;
 mod origin;
 mod path;
+mod pty;
 mod sandboxes;
 mod serve;
 
@@ -20,14 +21,15 @@ use crate::app::App;
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::middleware::{from_fn, from_fn_with_state};
-use axum::routing::{get, post, put};
-use limits::{BODY_LEN_MAX, EXEC_BODY_LEN_MAX};
+use axum::routing::{delete, get, post, put};
+use limits::{BODY_LEN_MAX, EXEC_BODY_LEN_MAX, PTY_BODY_LEN_MAX};
 use std::sync::Arc;
 
 pub use serve::serve;
 
 pub fn router(app: Arc<App>) -> Router {
     let exec_limit = DefaultBodyLimit::max(EXEC_BODY_LEN_MAX);
+    let pty_limit = DefaultBodyLimit::max(PTY_BODY_LEN_MAX);
     let for_callers = Router::new()
         .route("/v1/sandboxes", post(sandboxes::create).get(sandboxes::list))
         .route("/v1/sandboxes/{id}", get(sandboxes::inspect).delete(sandboxes::delete))
@@ -50,6 +52,14 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/sandboxes/{id}/files/mkdir", post(files::changes::make_directory))
         .route("/v1/sandboxes/{id}/files/move", post(files::changes::rename))
         .route("/v1/sandboxes/{id}/files/watch", get(files::watch::watch))
+        .route("/v1/sandboxes/{id}/execs", get(exec::list))
+        .route("/v1/sandboxes/{id}/execs/{exec}", delete(exec::cancel))
+        .route("/v1/sandboxes/{id}/pty", post(pty::create).get(pty::list).layer(pty_limit))
+        .route("/v1/sandboxes/{id}/pty/{pty}/attach", get(pty::attach))
+        .route("/v1/sandboxes/{id}/pty/{pty}/read", post(pty::read))
+        .route("/v1/sandboxes/{id}/pty/{pty}/input", post(pty::input))
+        .route("/v1/sandboxes/{id}/pty/{pty}/resize", post(pty::resize))
+        .route("/v1/sandboxes/{id}/pty/{pty}/kill", post(pty::kill))
         .route("/v1/sandboxes/{id}/ping", get(sandboxes::ping))
         .route("/v1/sandboxes/{id}/replay", get(exec::replay))
         .route("/v1/capacity", get(node::capacity))

@@ -6,7 +6,9 @@ use crate::vmm::{GuestStream, VmmError};
 use bytes::{Buf, BytesMut};
 use futures_util::FutureExt;
 use podflare_wire::codec::{DecodeError, FrameReader, encode_frame};
-use podflare_wire::guest::{ENTROPY_LEN, Event, NetworkIdentity, PROTOCOL, Renewal, ReplRenewal, Request};
+use podflare_wire::guest::{
+    ENTROPY_LEN, Event, Inherited, NetworkIdentity, PROTOCOL, Renewal, ReplRenewal, Request,
+};
 use podflare_wire::limits::EVENT_FRAME_LEN_MAX;
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -66,6 +68,7 @@ pub struct AgentConnection {
     /// Requests, or the rest of one, that the stream has not taken yet.
     outgoing: BytesMut,
     repl: ReplRenewal,
+    inherited: Option<Inherited>,
     /// The most that the guest's wall clock is late.
     clock_late: Duration,
 }
@@ -87,6 +90,7 @@ impl AgentConnection {
             buffer: BytesMut::with_capacity(READ_LEN),
             outgoing: BytesMut::new(),
             repl: ReplRenewal::Pending,
+            inherited: None,
             clock_late: Duration::ZERO,
         };
         let told = Instant::now();
@@ -98,7 +102,9 @@ impl AgentConnection {
         }
         match agent.next_event().await? {
             // A pending REPL is busy with code from before the fork. It renews before anything new runs.
-            Event::Renewed { repl } => Ok(AgentConnection { repl, clock_late: told.elapsed(), ..agent }),
+            Event::Renewed { repl, inherited } => {
+                Ok(AgentConnection { repl, inherited, clock_late: told.elapsed(), ..agent })
+            }
             _ => Err(AgentError::Unexpected("it did not confirm its renewal")),
         }
     }
@@ -122,6 +128,11 @@ impl AgentConnection {
     /// The REPL was renewed with everything else.
     pub fn is_renewed(&self) -> bool {
         self.repl == ReplRenewal::Done
+    }
+
+    /// What runs in the guest since before it was copied, told once.
+    pub fn take_inherited(&mut self) -> Option<Inherited> {
+        self.inherited.take()
     }
 
     /// Sends a request as far as the stream takes it now; `next_event` sends the rest.
@@ -190,7 +201,7 @@ impl fmt::Debug for AgentConnection {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use podflare_wire::guest::ExecId;
+    use podflare_wire::guest::{ExecContext, ExecId};
 
     fn identity() -> GuestIdentity {
         GuestIdentity { hostname: "sbx-1".to_owned(), network: None }
@@ -209,7 +220,7 @@ mod tests {
     #[tokio::test]
     async fn only_a_confirmed_renewal_is_a_connection() {
         let hello = Event::Hello { protocol: PROTOCOL };
-        let renewed = Event::Renewed { repl: ReplRenewal::Done };
+        let renewed = Event::Renewed { repl: ReplRenewal::Done, inherited: None };
         assert!(renew_with(&[hello.clone(), renewed.clone()]).await.is_ok());
         assert!(matches!(renew_with(std::slice::from_ref(&hello)).await, Err(AgentError::Closed)));
         assert!(matches!(
@@ -228,13 +239,23 @@ mod tests {
     async fn an_agent_that_reads_nothing_is_given_up() {
         let (ours, mut theirs) = tokio::io::duplex(1024);
         theirs.write_all(&encode_frame(&Event::Hello { protocol: PROTOCOL })).await.unwrap();
-        theirs.write_all(&encode_frame(&Event::Renewed { repl: ReplRenewal::Done })).await.unwrap();
+        theirs
+            .write_all(&encode_frame(&Event::Renewed { repl: ReplRenewal::Done, inherited: None }))
+            .await
+            .unwrap();
         let mut agent = AgentConnection::renew(Box::new(ours), &identity()).await.unwrap();
         let code = "x".repeat(CODE_QUEUED_LEN_MAX / 2);
         let language = podflare_wire::guest::Language::Python;
         for exec in 0..3 {
             assert!(agent.next_event().now_or_never().is_none(), "it may take its time");
-            agent.send(&Request::Exec { exec: ExecId(exec), language, code: code.clone() });
+            let context = ExecContext::default();
+            agent.send(&Request::Exec {
+                exec: ExecId(exec),
+                language,
+                code: code.clone(),
+                context,
+                announce: false,
+            });
         }
         assert!(matches!(agent.next_event().await, Err(AgentError::NotReading)));
     }
@@ -244,7 +265,10 @@ mod tests {
         let (ours, theirs) = tokio::io::duplex(64);
         let (mut read, mut write) = tokio::io::split(theirs);
         write.write_all(&encode_frame(&Event::Hello { protocol: PROTOCOL })).await.unwrap();
-        write.write_all(&encode_frame(&Event::Renewed { repl: ReplRenewal::Done })).await.unwrap();
+        write
+            .write_all(&encode_frame(&Event::Renewed { repl: ReplRenewal::Done, inherited: None }))
+            .await
+            .unwrap();
         let received = tokio::spawn(async move {
             let mut bytes = Vec::new();
             read.read_to_end(&mut bytes).await.unwrap();
@@ -252,8 +276,13 @@ mod tests {
         });
         let mut agent = AgentConnection::renew(Box::new(ours), &identity()).await.unwrap();
         let code = "x".repeat(10_000);
-        let request =
-            Request::Exec { exec: ExecId(1), language: podflare_wire::guest::Language::Python, code };
+        let request = Request::Exec {
+            exec: ExecId(1),
+            language: podflare_wire::guest::Language::Python,
+            code,
+            context: ExecContext::default(),
+            announce: false,
+        };
         agent.send(&request);
         let pong = tokio::spawn(async move {
             tokio::task::yield_now().await;

@@ -3,7 +3,9 @@
 //! U+0085, U+2028 and U+2029 are escaped: JSON need not, but clients that split text into lines by
 //! Unicode's rules (the published SDK does) would cut an event in two.
 
-use podflare_api::exec::{ExecEvent, ExecEventKind};
+use bytes::Bytes;
+use podflare_api::exec::{ExecEvent, ExecEventKind, ExitReason};
+use podflare_api::id::ExecId;
 use serde::Serialize;
 use serde_json::ser::{Formatter, Serializer};
 use std::io::{self, Write};
@@ -16,12 +18,40 @@ pub struct EventWriter {
 }
 
 impl EventWriter {
-    /// Appends one event and its newline.
+    /// Appends one event of output and its newline.
     pub fn write(&mut self, kind: ExecEventKind, text: &mut Vec<u8>) {
-        let event = ExecEvent { kind, seq: self.seq, ts: unix_time_ms() };
-        self.seq += 1;
-        write_line(&event, text);
+        self.append(kind, None, None, text);
     }
+
+    /// Appends the exit event of an execution and its newline.
+    pub fn write_exit(&mut self, code: i32, of: &ExecId, reason: Option<ExitReason>, text: &mut Vec<u8>) {
+        self.append(ExecEventKind::Exit(code), Some(of.clone()), reason, text);
+    }
+
+    fn append(
+        &mut self,
+        kind: ExecEventKind,
+        exec_id: Option<ExecId>,
+        reason: Option<ExitReason>,
+        text: &mut Vec<u8>,
+    ) {
+        let event = ExecEvent { kind, seq: self.seq, ts: unix_time_ms(), exec_id, reason };
+        self.seq += 1;
+        append(&event, text);
+    }
+}
+
+/// One event as a line of its own.
+pub fn line(event: &impl Serialize) -> Bytes {
+    let mut text = Vec::new();
+    append(event, &mut text);
+    Bytes::from(text)
+}
+
+fn append(event: &impl Serialize, text: &mut Vec<u8>) {
+    #[expect(clippy::expect_used, reason = "plain text and numbers encode, and a vector takes all")]
+    event.serialize(&mut Serializer::with_formatter(&mut *text, OneLine)).expect("an event encodes");
+    text.push(b'\n');
 }
 
 /// Appends a value that is plain text and numbers, and its newline.
@@ -81,7 +111,7 @@ mod tests {
         let mut writer = EventWriter::default();
         let mut text = Vec::new();
         writer.write(ExecEventKind::Stderr(String::new()), &mut text);
-        writer.write(ExecEventKind::Exit(3), &mut text);
+        writer.write_exit(3, &ExecId::random(), Some(ExitReason::Killed), &mut text);
         let events: Vec<ExecEvent> = std::str::from_utf8(&text)
             .unwrap()
             .lines()

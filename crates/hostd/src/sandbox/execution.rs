@@ -4,12 +4,13 @@
 //! slow reader therefore stops its own execution and no other. Lines can be much longer as events than
 //! as output, so what waits for the reader is also bounded as events: output over that is held back raw.
 
-use super::events::EventWriter;
+use super::events::{EventWriter, unix_time_ms};
 use super::lines::Lines;
 use super::replay::Replay;
 use bytes::Bytes;
-use podflare_api::exec::ExecEventKind;
-use podflare_wire::guest::{ExecEnd, ExecId, Language, OutputStream};
+use podflare_api::exec::{self, ExecEventKind, ExecState, ExecView, ExitReason};
+use podflare_api::id;
+use podflare_wire::guest::{ExecEnd, ExecId, Inherited, Language, OutputStream};
 use podflare_wire::limits::OUTPUT_WINDOW_LEN;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -24,6 +25,8 @@ const QUEUED_EVENTS_LEN_MAX: usize = OUTPUT_WINDOW_LEN as usize;
 /// The exit code of an execution whose sandbox or agent ended under it, as after SIGKILL.
 pub const EXIT_ABORTED: i32 = 137;
 const EXIT_CANCELLED: i32 = 130;
+/// As timeout(1) says it.
+const EXIT_TIMED_OUT: i32 = 124;
 const EXIT_NOT_STARTED: i32 = 127;
 const EXIT_SIGNAL_BASE: i32 = 128;
 
@@ -33,6 +36,19 @@ pub struct Chunk {
     pub events: Bytes,
     /// Bytes of output that the reader has taken with this.
     pub output_len: u32,
+}
+
+/// What was asked for, as those see it who look at what runs.
+#[derive(Debug, Clone)]
+pub struct Order {
+    pub id: id::ExecId,
+    pub language: Language,
+    pub excerpt: String,
+    pub requested_at_ms: u64,
+    pub timeout_ms: Option<u64>,
+    pub cancel_on_disconnect: bool,
+    /// It has run since before the machine was copied.
+    pub inherited: bool,
 }
 
 /// What an execution's reader has taken.
@@ -60,7 +76,8 @@ pub struct Execution {
     pub id: ExecId,
     /// The agent that was asked for it, counted within the sandbox.
     pub incarnation: u32,
-    language: Language,
+    order: Order,
+    started_at_ms: Option<u64>,
     writer: EventWriter,
     stdout: Lines,
     stderr: Lines,
@@ -73,6 +90,8 @@ pub struct Execution {
     queued_len: usize,
     held: VecDeque<Happening>,
     exited: bool,
+    /// Why, if it has not ended by itself.
+    reason: Option<ExitReason>,
     _place: Place,
     _code_room: OwnedSemaphorePermit,
 }
@@ -86,31 +105,73 @@ enum Happening {
 impl Execution {
     pub fn new(
         id: ExecId,
-        language: Language,
-        reader: mpsc::UnboundedSender<Chunk>,
+        order: Order,
+        reader: Option<mpsc::UnboundedSender<Chunk>>,
         place: Place,
         code_room: OwnedSemaphorePermit,
     ) -> Execution {
         Execution {
             id,
             incarnation: 0,
-            language,
+            order,
+            started_at_ms: None,
             writer: EventWriter::default(),
             stdout: Lines::default(),
             stderr: Lines::default(),
-            reader: Some(reader),
+            reader,
             on_way_len: 0,
             grantable_len: 0,
             queued_len: 0,
             held: VecDeque::new(),
             exited: false,
+            reason: None,
             _place: place,
             _code_room: code_room,
         }
     }
 
-    pub fn language(&self) -> Language {
-        self.language
+    /// What still runs in a machine that has just been copied. It has no reader and leaves no history: that is its
+    /// source's.
+    pub fn inherited(inherited: &Inherited, place: Place, code_room: OwnedSemaphorePermit) -> Execution {
+        let started_at_ms = unix_time_ms().saturating_sub(inherited.ran_ms);
+        let order = Order {
+            id: id::ExecId::random(),
+            language: inherited.language,
+            excerpt: podflare_wire::guest::excerpt(&inherited.excerpt).to_owned(),
+            requested_at_ms: started_at_ms,
+            timeout_ms: inherited.timeout_ms,
+            cancel_on_disconnect: false,
+            inherited: true,
+        };
+        let execution = Execution::new(ExecId::INHERITED, order, None, place, code_room);
+        Execution { started_at_ms: Some(started_at_ms), ..execution }
+    }
+
+    pub fn order(&self) -> &Order {
+        &self.order
+    }
+
+    /// It runs from now on.
+    pub fn start(&mut self) {
+        self.started_at_ms.get_or_insert_with(unix_time_ms);
+    }
+
+    pub fn view(&self) -> ExecView {
+        let language = match self.order.language {
+            Language::Python => exec::Language::Python,
+            Language::Bash => exec::Language::Bash,
+        };
+        let state = if self.started_at_ms.is_some() { ExecState::Running } else { ExecState::Queued };
+        ExecView {
+            id: self.order.id.clone(),
+            language,
+            state,
+            code: self.order.excerpt.clone(),
+            requested_at_ms: self.order.requested_at_ms,
+            started_at_ms: self.started_at_ms,
+            timeout_ms: self.order.timeout_ms,
+            inherited: self.order.inherited,
+        }
     }
 
     /// It has ended in the guest.
@@ -200,6 +261,7 @@ impl Execution {
         self.finish_lines(&mut kinds);
         kinds.push(ExecEventKind::Stderr(reason.to_owned()));
         kinds.push(ExecEventKind::Exit(EXIT_ABORTED));
+        self.reason = Some(ExitReason::SandboxEnded);
         self.emit(kinds, 0, replay);
     }
 
@@ -230,7 +292,8 @@ impl Execution {
             }
             Happening::Exited(exit_code, end) => {
                 self.finish_lines(&mut kinds);
-                kinds.extend(explain(&end, self.language).map(ExecEventKind::Stderr));
+                self.reason = reason(&end);
+                kinds.extend(explain(&end, &self.order).map(ExecEventKind::Stderr));
                 kinds.push(ExecEventKind::Exit(final_code(exit_code, &end)));
             }
         }
@@ -243,15 +306,20 @@ impl Execution {
     }
 
     fn emit(&mut self, kinds: Vec<ExecEventKind>, output_len: u32, replay: &mut Replay) {
-        if kinds.is_empty() {
-            // An unfinished line waits here, not at the reader.
+        if kinds.is_empty() || self.order.inherited {
+            // An unfinished line waits here, not at the reader. What is inherited is told to nobody.
             self.grantable_len += output_len;
             return;
         }
         let mut text = Vec::new();
         let mut ends = Vec::with_capacity(kinds.len());
         for kind in kinds {
-            self.writer.write(kind, &mut text);
+            match kind {
+                ExecEventKind::Exit(code) => {
+                    self.writer.write_exit(code, &self.order.id, self.reason, &mut text);
+                }
+                output => self.writer.write(output, &mut text),
+            }
             ends.push(text.len());
         }
         let events = Bytes::from(text);
@@ -292,10 +360,14 @@ fn kind(stream: OutputStream, line: &str) -> ExecEventKind {
 }
 
 /// What the reader is told beside the exit code.
-fn explain(end: &ExecEnd, language: Language) -> Option<String> {
-    match (end, language) {
+fn explain(end: &ExecEnd, order: &Order) -> Option<String> {
+    match (end, order.language) {
         (ExecEnd::Finished, _) => None,
         (ExecEnd::Cancelled, _) => Some("the execution was cancelled".to_owned()),
+        (ExecEnd::TimedOut, _) => {
+            let timeout_ms = order.timeout_ms.unwrap_or_default();
+            Some(format!("the execution was cancelled: its timeout_ms of {timeout_ms} was over"))
+        }
         (ExecEnd::Killed { signal }, Language::Python) => Some(format!(
             "the Python REPL was killed by signal {signal} and has been restarted; its variables are lost"
         )),
@@ -304,10 +376,21 @@ fn explain(end: &ExecEnd, language: Language) -> Option<String> {
     }
 }
 
+fn reason(end: &ExecEnd) -> Option<ExitReason> {
+    match end {
+        ExecEnd::Finished => None,
+        ExecEnd::Cancelled => Some(ExitReason::Cancelled),
+        ExecEnd::TimedOut => Some(ExitReason::Timeout),
+        ExecEnd::Killed { .. } => Some(ExitReason::Killed),
+        ExecEnd::NotStarted { .. } => Some(ExitReason::NotStarted),
+    }
+}
+
 fn final_code(exit_code: i32, end: &ExecEnd) -> i32 {
     match end {
         ExecEnd::Finished => exit_code,
         ExecEnd::Cancelled => EXIT_CANCELLED,
+        ExecEnd::TimedOut => EXIT_TIMED_OUT,
         ExecEnd::Killed { signal } => EXIT_SIGNAL_BASE.saturating_add(*signal),
         ExecEnd::NotStarted { .. } => EXIT_NOT_STARTED,
     }
@@ -319,10 +402,22 @@ mod tests {
     use podflare_api::exec::ExecEvent;
     use tokio::sync::Semaphore;
 
+    fn order() -> Order {
+        Order {
+            id: id::ExecId::random(),
+            language: Language::Python,
+            excerpt: String::new(),
+            requested_at_ms: 0,
+            timeout_ms: Some(7),
+            cancel_on_disconnect: false,
+            inherited: false,
+        }
+    }
+
     fn execution() -> (Execution, mpsc::UnboundedReceiver<Chunk>) {
         let (sender, receiver) = mpsc::unbounded_channel();
         let permit = || Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
-        let execution = Execution::new(ExecId(1), Language::Python, sender, Arc::new(permit()), permit());
+        let execution = Execution::new(ExecId(1), order(), Some(sender), Arc::new(permit()), permit());
         (execution, receiver)
     }
 
@@ -366,6 +461,7 @@ mod tests {
         assert_eq!(ended_with(ExecEnd::Finished), [ExecEventKind::Exit(5)]);
         for (end, code, word) in [
             (ExecEnd::Cancelled, 130, "cancelled"),
+            (ExecEnd::TimedOut, 124, "timeout_ms of 7"),
             (ExecEnd::Killed { signal: 9 }, 137, "variables are lost"),
             (ExecEnd::NotStarted { message: "no memory".into() }, 127, "no memory"),
         ] {

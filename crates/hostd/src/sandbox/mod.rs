@@ -14,10 +14,12 @@
 
 pub mod admission;
 pub mod agent;
+pub mod call;
 pub mod checkpoint;
 pub mod copies;
 pub mod create;
 pub mod events;
+pub mod execs;
 pub mod execution;
 pub mod files;
 pub mod fork;
@@ -33,18 +35,21 @@ pub mod replay;
 pub mod restore;
 pub mod state;
 pub mod task;
+pub mod terminal;
 
 use crate::network::egress::Egress;
 use crate::network::{Interface, NetworkError};
 use crate::template::Shape;
 use crate::vmm::Machine;
 use bytes::Bytes;
+use call::Call;
 use copies::OwnCopy;
 use execution::{Chunk, Place, Taken};
-use podflare_api::id::{CheckpointId, SandboxId};
+use podflare_api::exec::ExecView;
+use podflare_api::id::{self, CheckpointId, SandboxId};
 use podflare_api::sandbox::{SandboxState, SandboxView};
 use podflare_wire::files::OPERATIONS_MAX;
-use podflare_wire::guest::{ExecId, Language};
+use podflare_wire::guest::ExecId;
 use podflare_wire::limits::{CODE_LEN_MAX, EXECS_MAX};
 use replay::Replay;
 use state::{EndCause, Terms};
@@ -55,7 +60,7 @@ use task::{Command, Task};
 use tokio::sync::mpsc::error::SendError;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
-/// Bytes of code that may wait in one sandbox.
+/// Bytes of code, and of all that goes with it, that may wait in one sandbox.
 const CODE_QUEUED_LEN_MAX: usize = 2 * CODE_LEN_MAX;
 
 /// A handle to a sandbox, which may have ended.
@@ -109,20 +114,29 @@ struct Shared {
 
 #[derive(Debug, thiserror::Error)]
 pub enum ExecError {
-    #[error("The code has {len} bytes; the most is {CODE_LEN_MAX}")]
-    CodeTooLong { len: usize },
+    #[error(transparent)]
+    Call(#[from] call::CallError),
     #[error(
-        "Too many executions wait in this sandbox; the most is {EXECS_MAX}, or {CODE_QUEUED_LEN_MAX} bytes of code"
+        "Too many executions wait in this sandbox; the most is {EXECS_MAX}, or {CODE_QUEUED_LEN_MAX} bytes of code and input"
     )]
     Full,
     #[error(transparent)]
     Find(#[from] registry::FindError),
 }
 
+/// What became of a call.
+#[derive(Debug)]
+pub enum Begun {
+    Reading(Reader),
+    /// The sandbox has ended.
+    Ended(Box<Call>),
+}
+
 /// A started execution's events, and what its reader owes.
 #[derive(Debug)]
 pub struct Reader {
     pub events: mpsc::UnboundedReceiver<Chunk>,
+    pub id: id::ExecId,
     exec: ExecId,
     commands: mpsc::UnboundedSender<Command>,
     finished: bool,
@@ -165,12 +179,9 @@ impl Sandbox {
         self.tell(Command::Lease { terms, started, slot });
     }
 
-    /// Runs code and takes it away; `None` if the sandbox has ended.
-    pub fn exec(&self, language: Language, code: &mut String) -> Result<Option<Reader>, ExecError> {
-        let len = u32::try_from(code.len()).unwrap_or(u32::MAX);
-        if code.len() > CODE_LEN_MAX {
-            return Err(ExecError::CodeTooLong { len: code.len() });
-        }
+    /// Runs code, or gives it back if the sandbox has ended.
+    pub fn exec(&self, call: Box<Call>) -> Result<Begun, ExecError> {
+        let len = u32::try_from(call.queued_len()).unwrap_or(u32::MAX);
         let shared = &self.0;
         let (Ok(place), Ok(room)) =
             (shared.places.clone().try_acquire_owned(), shared.code_room.clone().try_acquire_many_owned(len))
@@ -180,15 +191,29 @@ impl Sandbox {
         let exec = ExecId(shared.executions.fetch_add(1, Ordering::Relaxed));
         let (sender, events) = mpsc::unbounded_channel();
         let place = Arc::new(place);
-        let execution = execution::Execution::new(exec, language, sender, place.clone(), room);
-        let command = Command::Exec { execution, language, code: std::mem::take(code) };
-        if let Err(SendError(command)) = shared.commands.send(command) {
-            if let Command::Exec { code: unsent, .. } = command {
-                *code = unsent;
+        let order = call.order();
+        let id = order.id.clone();
+        let execution = execution::Execution::new(exec, order, Some(sender), place.clone(), room);
+        match shared.commands.send(Command::Exec { execution, call }) {
+            Err(SendError(Command::Exec { call, .. })) => Ok(Begun::Ended(call)),
+            // Nothing else comes back than what was sent.
+            Ok(()) | Err(SendError(_)) => {
+                let commands = shared.commands.clone();
+                Ok(Begun::Reading(Reader { events, id, exec, commands, finished: false, _place: place }))
             }
-            return Ok(None);
         }
-        Ok(Some(Reader { events, exec, commands: shared.commands.clone(), finished: false, _place: place }))
+    }
+
+    /// What runs or waits, in the order of the requests; `None` if the sandbox has ended.
+    pub async fn execs(&self) -> Option<Vec<ExecView>> {
+        let (answer, answered) = oneshot::channel();
+        self.tell(Command::List { answer });
+        answered.await.ok()
+    }
+
+    /// Cancels an execution, unless it is over.
+    pub fn cancel(&self, exec: id::ExecId) {
+        self.tell(Command::Cancel { exec });
     }
 
     /// Asks the guest's agent for an answer; `None` if the sandbox has ended.

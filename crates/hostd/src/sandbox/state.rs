@@ -38,7 +38,7 @@ pub struct Lease {
     pub started: Instant,
     active: Instant,
     executions: usize,
-    /// Forks and file operations under way.
+    /// Forks and file operations under way, and clients at terminals.
     uses: usize,
 }
 

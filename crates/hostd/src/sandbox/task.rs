@@ -2,6 +2,7 @@
 
 use super::Sandbox;
 use super::agent::{AgentConnection, AgentError, GuestIdentity};
+use super::call::Call;
 use super::copies::hostname;
 use super::execution::{Execution, OutputError, Taken};
 use super::lines::LINE_LEN_MAX;
@@ -12,10 +13,12 @@ use super::state::{EndCause, Lease, Terms};
 use crate::chain::chain;
 use crate::network::Interface;
 use crate::vmm::Ending;
-use podflare_wire::guest::{Event, ExecEnd, ExecId, Language, Request};
+use podflare_api::exec::ExecView;
+use podflare_api::id;
+use podflare_wire::guest::{Event, ExecEnd, ExecId, Inherited, Language, Request};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::time::{Instant, sleep_until, timeout};
 
 /// How long to wait for the end of an agent's stream when its machine has ended, and for the machine's
@@ -33,7 +36,9 @@ const AGENT_RESTARTED: &str =
 #[derive(Debug)]
 pub enum Command {
     Lease { terms: Terms, started: std::time::Instant, slot: OwnedSemaphorePermit },
-    Exec { execution: Execution, language: Language, code: String },
+    Exec { execution: Execution, call: Box<Call> },
+    List { answer: oneshot::Sender<Vec<ExecView>> },
+    Cancel { exec: id::ExecId },
     Taken { exec: ExecId, taken: Taken },
     ReaderGone { exec: ExecId },
     Ping { answer: ping::Answer },
@@ -60,13 +65,14 @@ pub struct Task {
 impl Task {
     pub(super) fn new(
         sandbox: Sandbox,
-        agent: AgentConnection,
+        mut agent: AgentConnection,
         commands: mpsc::UnboundedReceiver<Command>,
     ) -> Task {
+        let executions = agent.take_inherited().and_then(|inherited| adopt(&sandbox, &inherited));
         let hostname = hostname(&sandbox.identity().id);
         let network = sandbox.interface().map(Interface::identity);
         let agent = Agent::new(sandbox.machine().clone(), GuestIdentity { hostname, network }, agent);
-        let (executions, pulse) = (Vec::new(), Pulse::new(now()));
+        let (executions, pulse) = (executions.into_iter().collect(), Pulse::new(now()));
         Task { sandbox, agent, commands, executions, pulse, pings: Pings::default(), lease: None, slot: None }
     }
 
@@ -110,16 +116,15 @@ impl Task {
             Command::Lease { terms, started, slot } => {
                 self.lease = Some(Lease::new(terms, started));
                 self.slot = Some(slot);
-            }
-            Command::Exec { mut execution, language, code } => {
-                execution.incarnation = self.agent.incarnation();
-                if self.executions.is_empty() {
-                    self.pulse.restart(now());
-                }
-                self.agent.send(Request::Exec { exec: execution.id, language, code });
-                self.executions.push(execution);
                 self.count_executions();
             }
+            Command::Exec { execution, call } => self.execute(execution, *call),
+            Command::List { answer } => {
+                let open = self.executions.iter().filter(|execution| !execution.has_exited());
+                // Whoever asked may have gone.
+                answer.send(open.map(Execution::view).collect()).ok();
+            }
+            Command::Cancel { exec } => self.cancel(|execution| execution.order().id == exec),
             Command::Taken { exec, taken } => {
                 self.with_execution(exec, |execution, replay| execution.taken(taken, replay));
             }
@@ -128,7 +133,10 @@ impl Task {
                     self.agent.send(Request::Ping { token });
                 }
             }
-            Command::ReaderGone { exec } => self.with_execution(exec, Execution::reader_gone),
+            Command::ReaderGone { exec } => {
+                self.with_execution(exec, Execution::reader_gone);
+                self.cancel(|execution| execution.id == exec && execution.order().cancel_on_disconnect);
+            }
             Command::UseBegun => {
                 if let Some(lease) = &mut self.lease {
                     lease.begin_use(now());
@@ -145,6 +153,29 @@ impl Task {
                 }
             }
             Command::End(_) => {}
+        }
+    }
+
+    fn execute(&mut self, mut execution: Execution, call: Call) {
+        execution.incarnation = self.agent.incarnation();
+        if self.executions.is_empty() {
+            self.pulse.restart(now());
+        }
+        let announce = self.executions.iter().any(|execution| !execution.has_exited());
+        if !announce {
+            execution.start();
+        }
+        let Call { language, code, context, .. } = call;
+        self.agent.send(Request::Exec { exec: execution.id, language, code, context, announce });
+        self.executions.push(execution);
+        self.count_executions();
+    }
+
+    /// Has the guest cancel an execution that is not over. Its end is told as any other.
+    fn cancel(&mut self, is_meant: impl Fn(&Execution) -> bool) {
+        let meant = self.executions.iter().find(|execution| !execution.has_exited() && is_meant(execution));
+        if let Some(exec) = meant.map(|execution| execution.id) {
+            self.agent.send(Request::Cancel { exec });
         }
     }
 
@@ -177,15 +208,20 @@ impl Task {
             }
             Event::Exited { exec, exit_code, end } => {
                 let has_run = end == ExecEnd::Finished;
-                let mut language = None;
+                let mut is_own_python = false;
                 self.with_execution(exec, |execution, replay| {
-                    language = Some(execution.language());
+                    is_own_python =
+                        execution.order().language == Language::Python && !execution.order().inherited;
                     execution.exited(exit_code, end, replay);
                 });
-                if has_run && language == Some(Language::Python) {
+                if has_run && is_own_python {
                     // A REPL that was too busy to be renewed is renewed before it runs anything.
                     self.sandbox.set_renewed(true);
                 }
+                Ok(())
+            }
+            Event::Started { exec } => {
+                self.with_execution(exec, |execution, _| execution.start());
                 Ok(())
             }
             Event::Pong { token } => {
@@ -267,6 +303,13 @@ impl Task {
             execution.abort(&reason, &mut self.sandbox.replay_mut());
         }
     }
+}
+
+/// What has run in a machine since before it was copied. It takes a place as any other, of which none is taken yet.
+fn adopt(sandbox: &Sandbox, inherited: &Inherited) -> Option<Execution> {
+    let place = sandbox.0.places.clone().try_acquire_owned().ok()?;
+    let code_room = sandbox.0.code_room.clone().try_acquire_many_owned(0).ok()?;
+    Some(Execution::inherited(inherited, Arc::new(place), code_room))
 }
 
 fn now() -> std::time::Instant {

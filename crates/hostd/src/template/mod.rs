@@ -9,7 +9,7 @@ use crate::config::Settings;
 use crate::sandbox::agent::{AgentConnection, AgentError, GuestIdentity};
 use crate::vmm::{BootSpec, Ending, Fork, Machine, Pending, Vmm, VmmError};
 use podflare_wire::control::BootConfig;
-use podflare_wire::guest::{AGENT_PORT, Event, ExecId, Language, NetworkIdentity, Request};
+use podflare_wire::guest::{AGENT_PORT, Event, ExecContext, ExecId, Language, NetworkIdentity, Request};
 use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
@@ -210,7 +210,8 @@ async fn settle(
 async fn run(agent: &mut AgentConnection, language: Language, code: &str) -> Result<(), SettleError> {
     // One after the other, so that each may have the same number.
     let exec = ExecId(0);
-    agent.send(&Request::Exec { exec, language, code: code.to_owned() });
+    let context = ExecContext::default();
+    agent.send(&Request::Exec { exec, language, code: code.to_owned(), context, announce: false });
     loop {
         match agent.next_event().await? {
             Event::Exited { exit_code: 0, .. } => return Ok(()),

@@ -170,6 +170,26 @@ impl Host {
         Stream(response.into_body().into_data_stream())
     }
 
+    /// Starts code with what goes with it, and gives its id, too.
+    pub(crate) async fn start_call(&self, id: &str, body: &Value) -> (String, Stream) {
+        let request = json_request(&format!("/v1/sandboxes/{id}/exec"), body);
+        let response = self.router().oneshot(request).await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK);
+        let exec_id = response.headers()["podflare-exec-id"].to_str().unwrap().to_owned();
+        (exec_id, Stream(response.into_body().into_data_stream()))
+    }
+
+    /// The executions that run or wait.
+    pub(crate) async fn execs(&self, id: &str) -> Vec<Value> {
+        let answer = self.get(&format!("/v1/sandboxes/{id}/execs")).await;
+        assert_eq!(answer.status, StatusCode::OK, "{}", answer.body);
+        answer.json()["execs"].as_array().unwrap().clone()
+    }
+
+    pub(crate) async fn cancel(&self, id: &str, exec: &str) -> StatusCode {
+        self.delete_at(&format!("/v1/sandboxes/{id}/execs/{exec}")).await.status
+    }
+
     /// Runs code to its end.
     pub(crate) async fn exec(&self, id: &str, code: &str) -> Vec<ExecEventKind> {
         self.start_exec(id, code).await.rest().await
@@ -228,6 +248,10 @@ impl Answer {
 }
 
 impl Stream {
+    pub(crate) fn of(body: Body) -> Stream {
+        Stream(body.into_data_stream())
+    }
+
     /// The next bytes as they are sent.
     pub(crate) async fn next_bytes(&mut self) -> Option<Bytes> {
         self.0.next().await.map(|bytes| bytes.unwrap())

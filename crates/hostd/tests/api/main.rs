@@ -5,6 +5,7 @@
 mod checkpoint;
 mod create;
 mod exec;
+mod execs;
 mod files;
 mod fork;
 mod host;
@@ -13,5 +14,6 @@ mod merge;
 mod network;
 mod ping;
 mod pool;
+mod pty;
 mod restore;
 mod run;

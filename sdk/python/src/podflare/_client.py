@@ -20,6 +20,7 @@ from podflare._types import (
     CheckpointInfo,
     Egress,
     Event,
+    ExecInfo,
     FileEntry,
     FileEvent,
     ForkFailure,
@@ -28,6 +29,7 @@ from podflare._types import (
     RemotePath,
     SandboxInfo,
     encoded,
+    exec_body,
 )
 from podflare._version import __version__
 
@@ -311,20 +313,30 @@ class Client:
         return list(events([self._request("GET", _sandbox_path(sandbox_id, "replay")).content]))
 
     def exec_stream(
-        self, sandbox_id: str, code: str, language: Language = "python"
+        self,
+        sandbox_id: str,
+        code: str,
+        language: Language = "python",
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        stdin: str | bytes | None = None,
+        timeout_ms: int | None = None,
+        cancel_on_disconnect: bool = False,
     ) -> Generator[Event, None, None]:
-        """Run code and yield its events as they arrive.
+        """Run code and yield its events as they arrive; see `Sandbox.run_code` for the arguments.
 
-        The request is sent with the first `next`. Closing the generator stops the reading, not the code: that
-        runs on, and the sandbox's later executions wait for its end.
+        The request is sent with the first `next`. Closing the generator stops the reading, and the code only
+        with `cancel_on_disconnect`: otherwise that runs on, and the sandbox's later executions wait for it.
 
         Raises:
+            BadRequestError: An argument is out of range.
             SandboxNotFoundError: There is no such sandbox.
             ProtocolError: The stream ended without an exit code.
             PodflareError: The host failed or went away.
         """
         path = _sandbox_path(sandbox_id, "exec")
-        body = {"code": code, "language": language}
+        body = exec_body(code, language, env, cwd, stdin, timeout_ms, cancel_on_disconnect)
         timeouts = self._timeouts(self._timeout)
         with (
             transport_errors(self.host),
@@ -458,6 +470,24 @@ class Client:
                 raise file_error(response, path)
             yield response
 
+    def list_execs(self, sandbox_id: str) -> list[ExecInfo]:
+        """List the executions that run or wait in a sandbox, in the order of their requests.
+
+        Raises:
+            SandboxNotFoundError: There is no such sandbox.
+        """
+        return [
+            _exec(view) for view in _list(self._request("GET", _sandbox_path(sandbox_id, "execs")), "execs")
+        ]
+
+    def cancel_exec(self, sandbox_id: str, exec_id: str) -> None:
+        """Cancel an execution; one that is over, or was never there, is success. Does not wait for its end.
+
+        Raises:
+            SandboxNotFoundError: There is no such sandbox.
+        """
+        self._request("DELETE", _sandbox_path(sandbox_id, "execs", exec_id))
+
     def _request(
         self, method: str, path: str, *, body: Mapping[str, object] | None = None, slow: bool = False
     ) -> httpx.Response:
@@ -564,6 +594,13 @@ def _entry(told: object) -> FileEntry:
         with suppress(ValueError):
             return FileEntry.from_json(told)
     raise ProtocolError(f"The host told something else than a file: {repr(told)[:_EXCERPT_LEN]}")
+
+
+def _exec(view: object) -> ExecInfo:
+    if not isinstance(view, dict):
+        raise ProtocolError(f"The host told something else than an execution: {repr(view)[:_EXCERPT_LEN]}")
+    _id(view.get("id"))
+    return cast("ExecInfo", view)
 
 
 def _id(value: object) -> str:

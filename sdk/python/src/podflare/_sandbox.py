@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from os import PathLike
 from types import TracebackType
@@ -19,6 +19,7 @@ from podflare._files import Files
 from podflare._types import (
     Egress,
     Event,
+    ExecInfo,
     ExecResult,
     ForkFailure,
     Language,
@@ -154,30 +155,106 @@ class Sandbox:
         """
         self._client.set_egress(self.id, egress)
 
-    def run_code(self, code: str, language: Language = "python") -> ExecResult:
+    def run_code(
+        self,
+        code: str,
+        language: Language = "python",
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        stdin: str | bytes | None = None,
+        timeout_ms: int | None = None,
+        cancel_on_disconnect: bool = False,
+    ) -> ExecResult:
         """Run code and wait for its end, however long that takes.
 
-        Interrupting this, as Ctrl-C does, ends the waiting and not the code: that runs on, and what is run
-        in this sandbox afterwards waits for its end. Closing the sandbox ends it.
+        Interrupting this, as Ctrl-C does, ends the waiting and not the code, unless `cancel_on_disconnect` is
+        set: that runs on, its latest output is in `replay`, and what is run in this sandbox afterwards waits
+        for its end. `execs` lists it and `cancel` ends it, as closing the sandbox does. Processes that the
+        code has started in the background outlive it.
 
         Args:
             code: Source text, up to 32 MiB. It may be indented as a whole.
             language: "python" runs in the sandbox's one REPL, where variables stay; the value of a last bare
                 expression is printed. "bash" is a new shell for each call.
+            env: Environment variables for this call, at most 256 and 64 KiB together. Afterwards Python's
+                `os.environ` has the former values of these names again, whatever the code did to them.
+            cwd: Directory to run in, an absolute path. Python is back in its former one afterwards, wherever
+                the code went.
+            stdin: Standard input, up to 16 MiB: what bash, or `input()` and `sys.stdin` in Python, read
+                during the call. Otherwise there is none.
+            timeout_ms: Cancel the code when it has run for so long, not counting its wait for others.
+                The exit code is then 124 and the reason "timeout". Python gets a KeyboardInterrupt, and keeps
+                its variables unless it ignores that; bash ends with its process group.
+            cancel_on_disconnect: Cancel the code when this call is broken off, or this program ends.
 
         Raises:
+            BadRequestError: An argument is out of range.
             SandboxNotFoundError: The sandbox is gone; the message says why.
             ProtocolError: The sandbox or its host went away while the code ran.
         """
-        return ExecResult.from_events(self.run_code_stream(code, language))
+        stream = self.run_code_stream(
+            code,
+            language,
+            env=env,
+            cwd=cwd,
+            stdin=stdin,
+            timeout_ms=timeout_ms,
+            cancel_on_disconnect=cancel_on_disconnect,
+        )
+        with closing(stream):
+            return ExecResult.from_events(stream)
 
-    def run_code_stream(self, code: str, language: Language = "python") -> Generator[Event, None, None]:
+    def run_code_stream(
+        self,
+        code: str,
+        language: Language = "python",
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        stdin: str | bytes | None = None,
+        timeout_ms: int | None = None,
+        cancel_on_disconnect: bool = False,
+    ) -> Generator[Event, None, None]:
         """Run code and yield its output line by line as it is printed, then the exit code.
 
-        The code starts with the first `next`. Closing the generator stops the reading and not the code, as
-        `run_code` tells; that also tells what is raised.
+        The code starts with the first `next`. Closing the generator stops the reading, and the code only with
+        `cancel_on_disconnect`. `run_code` tells of the arguments, and what is raised.
         """
-        return self._client.exec_stream(self.id, code, language)
+        return self._client.exec_stream(
+            self.id,
+            code,
+            language,
+            env=env,
+            cwd=cwd,
+            stdin=stdin,
+            timeout_ms=timeout_ms,
+            cancel_on_disconnect=cancel_on_disconnect,
+        )
+
+    def execs(self) -> list[ExecInfo]:
+        """List the executions that run or wait in this sandbox, in the order of their requests.
+
+        In a fork's child this includes the Python code that ran in its source then, and goes on here too.
+
+        Raises:
+            SandboxNotFoundError: The sandbox is gone.
+        """
+        return self._client.list_execs(self.id)
+
+    def cancel(self, exec_id: str) -> None:
+        """Cancel an execution, without waiting for its end; one that is over is none to cancel.
+
+        Python gets a KeyboardInterrupt, and keeps its variables unless it ignores that; bash ends with its
+        process group. The exit code is 130, the reason "cancelled".
+
+        Args:
+            exec_id: The `id` of one of `execs`.
+
+        Raises:
+            SandboxNotFoundError: The sandbox is gone.
+        """
+        self._client.cancel_exec(self.id, exec_id)
 
     def fork(self, n: int = 1) -> list[Sandbox]:
         """Copy the running sandbox n times: memory, processes, open files and disk.

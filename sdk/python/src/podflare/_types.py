@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -27,12 +28,17 @@ class Event:
         data: A line of output without its newline, or the exit code.
         seq: Counts the events of one execution, from 0.
         ts: Milliseconds since 1970-01-01 UTC, by the host's clock.
+        exec_id: Of which execution this is the end; on exit events only.
+        reason: Why the code did not end by itself: "timeout", "cancelled", "killed", "not_started" or
+            "sandbox_ended"; on exit events only.
     """
 
     type: str
     data: str | int
     seq: int
     ts: int
+    exec_id: str | None = None
+    reason: str | None = None
 
     @classmethod
     def from_json(cls, event: Mapping[str, Any]) -> Event:
@@ -48,7 +54,7 @@ class Event:
             raise ValueError(f"An event of type {kind!r} cannot have the data {data!r}")
         if type(seq) is not int or type(ts) is not int:
             raise ValueError(f"An event cannot be numbered {seq!r} and timed {ts!r}")
-        return cls(kind, event["data"], seq, ts)
+        return cls(kind, event["data"], seq, ts, _text(event.get("exec_id")), _text(event.get("reason")))
 
 
 @dataclass(frozen=True)
@@ -59,11 +65,14 @@ class ExecResult:
         stdout: Lines of output, joined by newlines; without a newline at the end.
         stderr: Lines of error output, likewise.
         exit_code: 0 for success; 1 after an uncaught Python exception.
+        reason: Why the code did not end by itself: "timeout" (exit code 124), "cancelled" (130), "killed",
+            "not_started" or "sandbox_ended".
     """
 
     stdout: str
     stderr: str
     exit_code: int
+    reason: str | None = None
 
     @property
     def ok(self) -> bool:
@@ -74,13 +83,29 @@ class ExecResult:
     def from_events(cls, events: Iterable[Event]) -> ExecResult:
         """Drain an execution's events."""
         output: dict[str, list[str]] = {"stdout": [], "stderr": []}
-        exit_code = -1
+        exit_code, reason = -1, None
         for event in events:
             if event.type in output:
                 output[event.type].append(str(event.data))
             elif event.type == "exit":
-                exit_code = int(event.data)
-        return cls("\n".join(output["stdout"]), "\n".join(output["stderr"]), exit_code)
+                exit_code, reason = int(event.data), event.reason
+        return cls("\n".join(output["stdout"]), "\n".join(output["stderr"]), exit_code, reason)
+
+
+class ExecInfo(TypedDict, total=False):
+    """What the host tells about an execution that runs or waits."""
+
+    id: str
+    language: Language
+    state: Literal["queued", "running"]
+    code: str
+    """The code's beginning, at most 256 bytes."""
+    requested_at_ms: int
+    """Milliseconds since 1970-01-01 UTC; so is started_at_ms."""
+    started_at_ms: int | None
+    timeout_ms: int | None
+    inherited: bool
+    """It has run since before this sandbox was copied: its source's execution, which goes on here too."""
 
 
 class EgressList(TypedDict):
@@ -268,6 +293,36 @@ class ForkFailure:
             for failure in whole
             if type(failure.get("child")) is int and type(failure.get("error")) is str
         ]
+
+
+def exec_body(
+    code: str,
+    language: Language,
+    env: Mapping[str, str] | None,
+    cwd: str | None,
+    stdin: str | bytes | None,
+    timeout_ms: int | None,
+    cancel_on_disconnect: bool,
+) -> dict[str, object]:
+    """Build the body of a request to run code, without what is not asked for."""
+    body: dict[str, object] = {"code": code, "language": language}
+    if env:
+        body["env"] = dict(env)
+    if cwd is not None:
+        body["cwd"] = cwd
+    if isinstance(stdin, str):
+        body["stdin"] = stdin
+    elif stdin is not None:
+        body["stdin_b64"] = base64.b64encode(stdin).decode()
+    if timeout_ms is not None:
+        body["timeout_ms"] = timeout_ms
+    if cancel_on_disconnect:
+        body["cancel_on_disconnect"] = True
+    return body
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def check_children(n: int) -> None:

@@ -1,7 +1,8 @@
 //! The agent of a fake guest: the real guest protocol over a toy language, one statement a line.
 //!
 //! `print TEXT` · `error TEXT` · `partial TEXT` (no newline) · `set NAME TEXT` · `get NAME` · `hostname` ·
-//! `entropy` · `sleep MS` · `flood BYTES` · `exit CODE` · `kill SIGNAL` · `panic` · `disk` (its file system's bytes) · `crash` (of the agent) ·
+//! `entropy` · `sleep MS` · `flood BYTES` · `exit CODE` · `kill SIGNAL` · `panic` · `disk` (its file system's bytes) ·
+//! `env NAME` · `cwd` · `stdin` · `crash` (of the agent) ·
 //! `stall` (of the guest) · `forge` (output of an execution that does not run) · `pass`, and what hostd runs in
 //! a template: `print(1)` and `true`.
 
@@ -9,7 +10,10 @@ use super::{Core, World, stand_still_if_so, take_time};
 use crate::vmm::Ending;
 use podflare_wire::codec::{FrameReader, encode_frame};
 use podflare_wire::control::EndReason;
-use podflare_wire::guest::{Event, ExecEnd, ExecId, OutputStream, PROTOCOL, ReplRenewal, Request};
+use podflare_wire::guest::{
+    Event, ExecContext, ExecEnd, ExecId, Inherited, Language, OutputStream, PROTOCOL, ReplRenewal, Request,
+    excerpt,
+};
 use podflare_wire::limits::{OUTPUT_CHUNK_LEN_MAX, OUTPUT_WINDOW_LEN, REQUEST_FRAME_LEN_MAX};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -25,9 +29,31 @@ type Writer = Arc<Mutex<WriteHalf<DuplexStream>>>;
 #[derive(Clone)]
 struct Job {
     exec: ExecId,
+    language: Language,
     code: String,
+    context: ExecContext,
+    announce: bool,
     window: Arc<Semaphore>,
     cancelled: Arc<Notify>,
+}
+
+impl Job {
+    /// What a copy of the machine would say of it. A bash goes on unnoticed.
+    fn as_inherited(&self) -> Option<Inherited> {
+        (self.language == Language::Python).then(|| Inherited {
+            language: self.language,
+            excerpt: excerpt(&self.code).to_owned(),
+            ran_ms: 0,
+            timeout_ms: self.context.timeout_ms,
+        })
+    }
+
+    async fn out_of_time(&self) {
+        match self.context.timeout_ms {
+            Some(timeout_ms) => tokio::time::sleep(Duration::from_millis(timeout_ms)).await,
+            None => std::future::pending().await,
+        }
+    }
 }
 
 /// What code came to.
@@ -63,7 +89,9 @@ pub(super) async fn serve(stream: DuplexStream, core: &Arc<Core>) {
     }
     let is_busy = World::takes(&core.world.renewals_to_leave_pending);
     let repl = if is_busy { ReplRenewal::Pending } else { ReplRenewal::Done };
-    send(&writer, &Event::Renewed { repl }).await;
+    // What ran when the machine was copied runs until it is cancelled.
+    let inherited = core.guest().running.clone();
+    send(&writer, &Event::Renewed { repl, inherited }).await;
     core.guest().stands_still = World::takes(&core.world.renewals_to_stall_after);
     stand_still_if_so(core).await;
 
@@ -89,15 +117,21 @@ async fn take(
     core: &Core,
 ) {
     match request {
-        Request::Exec { exec, code, .. } => {
+        Request::Exec { exec, language, code, context, announce } => {
             let window = Arc::new(Semaphore::new(OUTPUT_WINDOW_LEN as usize));
-            let job = Job { exec, code, window, cancelled: Arc::default() };
+            let job = Job { exec, language, code, context, announce, window, cancelled: Arc::default() };
             open.insert(exec, job.clone());
             jobs.send(job).ok();
         }
         Request::Grant { exec, bytes } => {
             if let Some(job) = open.get(&exec) {
                 job.window.add_permits(bytes as usize);
+            }
+        }
+        Request::Cancel { exec: ExecId::INHERITED } => {
+            if core.guest().running.take().is_some() {
+                let end = ExecEnd::Cancelled;
+                send(writer, &Event::Exited { exec: ExecId::INHERITED, exit_code: 130, end }).await;
             }
         }
         Request::Cancel { exec } => {
@@ -137,10 +171,16 @@ async fn run_all(mut queue: mpsc::UnboundedReceiver<Job>, writer: &Writer, core:
     while let Some(job) = queue.recv().await {
         let (events, undelivered) = mpsc::unbounded_channel();
         deliveries.spawn(deliver(undelivered, job.window.clone(), writer.clone()));
+        if job.announce {
+            events.send(Event::Started { exec: job.exec }).ok();
+        }
+        core.guest().running = job.as_inherited();
         let outcome = tokio::select! {
             outcome = run(&job, &events, core) => outcome,
             () = job.cancelled.notified() => Outcome::Exited(130, ExecEnd::Cancelled),
+            () = job.out_of_time() => Outcome::Exited(130, ExecEnd::TimedOut),
         };
+        core.guest().running = None;
         if let Outcome::Exited(exit_code, end) = outcome {
             events.send(Event::Exited { exec: job.exec, exit_code, end }).ok();
             continue;
@@ -195,6 +235,12 @@ async fn run(job: &Job, events: &mpsc::UnboundedSender<Event>, core: &Arc<Core>)
             }
             "hostname" => format!("{}\n", core.guest().hostname),
             "disk" => format!("{}\n", core.guest().file_system_bytes),
+            "env" => {
+                let entry = job.context.env.iter().find(|(name, _)| name == rest);
+                format!("{}\n", entry.map_or("", |(_, value)| value))
+            }
+            "cwd" => format!("{}\n", job.context.cwd.as_deref().unwrap_or("/root")),
+            "stdin" => format!("{}\n", String::from_utf8_lossy(&job.context.stdin)),
             "entropy" => format!("{:?}\n", core.guest().entropy),
             "set" => {
                 let (name, value) = rest.split_once(' ').unwrap_or((rest, ""));

@@ -6,6 +6,7 @@
 
 mod agent;
 mod files;
+mod terminals;
 
 use crate::pool::policy::Memory;
 use crate::vmm::{
@@ -15,6 +16,8 @@ use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, ready};
 use podflare_wire::control::{EndReason, PageRun};
 use podflare_wire::files::{Event as FileEvent, FILES_PORT};
+use podflare_wire::guest::Inherited;
+use podflare_wire::terminal::TERMINAL_PORT;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
@@ -222,6 +225,8 @@ struct Core {
     guest: Mutex<Guest>,
     file_events: broadcast::Sender<FileEvent>,
     connections: Mutex<Vec<AbortHandle>>,
+    /// Something has changed at a terminal.
+    typed: watch::Sender<()>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -241,6 +246,8 @@ struct Guest {
     file_system_bytes: u64,
     hostname: String,
     entropy: Vec<u8>,
+    running: Option<Inherited>,
+    terminals: Vec<terminals::Fake>,
     stands_still: bool,
     records: bool,
     reported_bytes: Option<u64>,
@@ -265,6 +272,7 @@ impl FakeMachine {
             guest: Mutex::new(guest),
             file_events: broadcast::Sender::new(FILE_EVENTS_MAX),
             connections: Mutex::default(),
+            typed: watch::Sender::new(()),
         };
         let core = Arc::new(core);
         *lock(&core.world.newest) = Arc::downgrade(&core);
@@ -414,6 +422,7 @@ impl Machine for FakeMachine {
             if state.wait_for(|state| *state == State::Running).await.is_ok() {
                 match port {
                     FILES_PORT => files::serve(theirs, &core).await,
+                    TERMINAL_PORT => terminals::serve(theirs, &core).await,
                     _ => agent::serve(theirs, &core).await,
                 }
             }

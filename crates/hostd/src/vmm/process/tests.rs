@@ -67,7 +67,7 @@ fn copy(channel: OwnedFd, copies: &mpsc::Sender<u32>) -> (u32, OwnedFd) {
 /// What an agent says when everything goes well.
 fn greeting() -> Vec<u8> {
     let hello = guest::Event::Hello { protocol: guest::PROTOCOL };
-    let renewed = guest::Event::Renewed { repl: guest::ReplRenewal::Done };
+    let renewed = guest::Event::Renewed { repl: guest::ReplRenewal::Done, inherited: None };
     [encode_frame(&hello), encode_frame(&renewed)].concat()
 }
 

@@ -1,0 +1,259 @@
+//! Terminals of a sandbox: what is asked of the guest's agent, each on a stream of its own. Nothing is kept here.
+
+use super::call::{CallError, checked_cwd, checked_env};
+use super::registry::FindError;
+use super::{InUse, Sandbox};
+use crate::app::App;
+use crate::printable::printable;
+use crate::vmm::{GuestStream, VmmError};
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use bytes::BytesMut;
+use podflare_api::id::PtyId;
+use podflare_api::pty::{CreatePty, PtyChunk, PtyInfo, PtyRead};
+use podflare_wire::codec::{DecodeError, FrameReader, encode_frame};
+use podflare_wire::limits::{
+    TERMINAL_ARGUMENTS_MAX, TERMINAL_COMMAND_LEN_MAX, TERMINAL_EVENT_LEN_MAX, TERMINAL_INPUT_LEN_MAX,
+    TERMINAL_READ_LEN_MAX, TERMINAL_SIDE_MAX,
+};
+use podflare_wire::terminal::{Cause, Command, Event, Program, Request, Size, TERMINAL_PORT};
+use std::fmt;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::timeout;
+
+/// How long a guest may take to answer, beside the time that it was given.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// The longest time that a read may wait for output: clients give up after it.
+const READ_TIMEOUT_MAX: Duration = Duration::from_secs(30);
+
+/// Bytes read from a stream at a time.
+const READ_LEN: usize = 64 * 1024;
+
+#[derive(Debug, thiserror::Error)]
+pub enum TerminalError {
+    #[error(transparent)]
+    Find(#[from] FindError),
+    #[error(transparent)]
+    Call(#[from] CallError),
+    #[error(
+        "Give one of `shellCmd` and `argv`, not empty, without NUL characters, of at most {TERMINAL_COMMAND_LEN_MAX} bytes and {TERMINAL_ARGUMENTS_MAX} arguments"
+    )]
+    Command,
+    #[error("`cols` and `rows` must be within 1 to {TERMINAL_SIDE_MAX}")]
+    Size,
+    #[error("`data_b64` is not base64")]
+    NotBase64(#[source] base64::DecodeError),
+    #[error("The input has {len} bytes; the most is {TERMINAL_INPUT_LEN_MAX}")]
+    InputTooLong { len: usize },
+    #[error("`max_bytes` must be within 1 to {TERMINAL_READ_LEN_MAX}")]
+    ReadLen,
+    #[error("The sandbox's guest cannot be reached")]
+    Connect(#[source] VmmError),
+    #[error("The stream to the sandbox's guest broke")]
+    Io(#[from] std::io::Error),
+    #[error("The sandbox's guest closed its stream: the sandbox, or its agent, has ended")]
+    Closed,
+    #[error("The sandbox's guest does not keep to the protocol")]
+    Protocol,
+    #[error("The sandbox's guest does not keep to the protocol")]
+    Decode(#[from] DecodeError),
+    #[error("The sandbox's guest has not answered in time")]
+    Silent,
+    #[error("{message}")]
+    Refused { cause: Cause, message: String },
+}
+
+/// What the guest says on one stream. For as long as it is held, the sandbox is not idle.
+pub struct Terminal {
+    stream: Box<dyn GuestStream>,
+    frames: FrameReader,
+    buffer: BytesMut,
+    _use: InUse,
+}
+
+/// Starts a program in a new terminal. The guest's first event says whether it runs.
+pub async fn create(app: &App, id: &str, request: CreatePty) -> Result<(PtyId, Terminal), TerminalError> {
+    let program = program(request)?;
+    let name = PtyId::random();
+    let request = Request::Create { terminal: name.to_string(), program };
+    Ok((name, ask(app, id, &request).await?))
+}
+
+/// All output of a terminal that is kept, and what comes.
+pub async fn attach(app: &App, id: &str, terminal: String) -> Result<Terminal, TerminalError> {
+    let mut terminal = ask(app, id, &Request::Attach { terminal }).await?;
+    match terminal.answer(Duration::ZERO).await? {
+        Event::Ready => Ok(terminal),
+        _ => Err(TerminalError::Protocol),
+    }
+}
+
+pub async fn read(app: &App, id: &str, terminal: String, read: &PtyRead) -> Result<PtyChunk, TerminalError> {
+    let len_max = Some(read.max_bytes).filter(|len| (1..=TERMINAL_READ_LEN_MAX).contains(len));
+    let len_max = len_max.ok_or(TerminalError::ReadLen)?;
+    let patience = Duration::from_millis(read.timeout_ms).min(READ_TIMEOUT_MAX);
+    let timeout_ms = u32::try_from(patience.as_millis()).unwrap_or(u32::MAX);
+    let request = Request::Read { terminal, since_seq: read.since_seq, len_max, timeout_ms };
+    match ask(app, id, &request).await?.answer(patience).await? {
+        Event::Chunk(chunk) => Ok(PtyChunk {
+            data_b64: BASE64_STANDARD.encode(&chunk.data),
+            next_seq: chunk.next_seq,
+            exit_code: chunk.exit_code,
+            truncated: chunk.truncated,
+        }),
+        _ => Err(TerminalError::Protocol),
+    }
+}
+
+pub async fn input(app: &App, id: &str, terminal: String, data_b64: &str) -> Result<(), TerminalError> {
+    let data = BASE64_STANDARD.decode(data_b64).map_err(TerminalError::NotBase64)?;
+    if data.len() > TERMINAL_INPUT_LEN_MAX {
+        return Err(TerminalError::InputTooLong { len: data.len() });
+    }
+    done(app, id, &Request::Input { terminal, data }).await
+}
+
+pub async fn resize(
+    app: &App,
+    id: &str,
+    terminal: String,
+    cols: u16,
+    rows: u16,
+) -> Result<(), TerminalError> {
+    done(app, id, &Request::Resize { terminal, size: size(cols, rows)? }).await
+}
+
+pub async fn kill(app: &App, id: &str, terminal: String) -> Result<(), TerminalError> {
+    done(app, id, &Request::Kill { terminal }).await
+}
+
+pub async fn list(app: &App, id: &str) -> Result<Vec<PtyInfo>, TerminalError> {
+    let Event::Terminals(terminals) = ask(app, id, &Request::List).await?.answer(Duration::ZERO).await?
+    else {
+        return Err(TerminalError::Protocol);
+    };
+    let infos = terminals.into_iter().map(|terminal| {
+        Ok(PtyInfo {
+            pty_id: terminal.terminal.parse().map_err(|_| TerminalError::Protocol)?,
+            cmd_label: terminal.label,
+            created_at_ms: terminal.created_at_ms,
+            exit_code: terminal.exit_code,
+        })
+    });
+    infos.collect()
+}
+
+async fn done(app: &App, id: &str, request: &Request) -> Result<(), TerminalError> {
+    match ask(app, id, request).await?.answer(Duration::ZERO).await? {
+        Event::Done => Ok(()),
+        _ => Err(TerminalError::Protocol),
+    }
+}
+
+async fn ask(app: &App, id: &str, request: &Request) -> Result<Terminal, TerminalError> {
+    // What is registered has confirmed its renewal.
+    let sandbox: Sandbox = app.registry.find(id)?;
+    let mut stream = sandbox.machine().connect(TERMINAL_PORT).map_err(TerminalError::Connect)?;
+    let sent = timeout(ANSWER_TIMEOUT, stream.write_all(&encode_frame(request))).await;
+    sent.map_err(|_| TerminalError::Silent)??;
+    let frames = FrameReader::new(TERMINAL_EVENT_LEN_MAX);
+    let buffer = BytesMut::with_capacity(READ_LEN);
+    Ok(Terminal { stream, frames, buffer, _use: sandbox.begin_use() })
+}
+
+impl Terminal {
+    /// The first event, which says whether the request was served.
+    pub async fn answer(&mut self, patience: Duration) -> Result<Event, TerminalError> {
+        timeout(patience + ANSWER_TIMEOUT, self.next()).await.map_err(|_| TerminalError::Silent)?
+    }
+
+    /// The next event. May be dropped and called again.
+    pub async fn next(&mut self) -> Result<Event, TerminalError> {
+        loop {
+            match self.frames.next_message()? {
+                Some(Event::Failed { cause, message }) => {
+                    return Err(TerminalError::Refused { cause, message: printable(&message) });
+                }
+                Some(event) => return Ok(event),
+                None => {}
+            }
+            if self.stream.read_buf(&mut self.buffer).await? == 0 {
+                return Err(TerminalError::Closed);
+            }
+            self.frames.push(&self.buffer);
+            self.buffer.clear();
+        }
+    }
+}
+
+impl fmt::Debug for Terminal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Terminal").finish_non_exhaustive()
+    }
+}
+
+fn program(request: CreatePty) -> Result<Program, TerminalError> {
+    let CreatePty { shell_cmd, argv, cols, rows, env, cwd } = request;
+    let command = match (shell_cmd, argv) {
+        (Some(line), None) if fits([&line]) => Command::Shell(line),
+        (None, Some(argv)) if fits(&argv) => Command::Argv(argv),
+        _ => return Err(TerminalError::Command),
+    };
+    Ok(Program { command, size: size(cols, rows)?, env: checked_env(env)?, cwd: checked_cwd(cwd)? })
+}
+
+fn fits<'a>(arguments: impl IntoIterator<Item = &'a String, IntoIter: Clone>) -> bool {
+    let arguments = arguments.into_iter();
+    let len: usize = arguments.clone().map(String::len).sum();
+    arguments.clone().next().is_some_and(|program| !program.is_empty())
+        && arguments.clone().count() <= TERMINAL_ARGUMENTS_MAX
+        && len <= TERMINAL_COMMAND_LEN_MAX
+        && !arguments.clone().any(|argument| argument.contains('\0'))
+}
+
+fn size(cols: u16, rows: u16) -> Result<Size, TerminalError> {
+    let sides = 1..=TERMINAL_SIDE_MAX;
+    if sides.contains(&cols) && sides.contains(&rows) {
+        Ok(Size { cols, rows })
+    } else {
+        Err(TerminalError::Size)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(change: impl FnOnce(&mut CreatePty)) -> String {
+        let mut request =
+            CreatePty { shell_cmd: Some("ls".into()), cols: 80, rows: 24, ..CreatePty::default() };
+        assert!(program(request.clone()).is_ok());
+        change(&mut request);
+        program(request).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_program_that_cannot_be_is_refused() {
+        let argv = |arguments: Vec<String>| {
+            move |it: &mut CreatePty| *it = CreatePty { shell_cmd: None, argv: Some(arguments), ..it.clone() }
+        };
+        for text in [
+            refusal(|it| it.argv = Some(vec!["ls".into()])),
+            refusal(|it| it.shell_cmd = None),
+            refusal(|it| it.shell_cmd = Some(String::new())),
+            refusal(|it| it.shell_cmd = Some("a\0".into())),
+            refusal(|it| it.shell_cmd = Some("x".repeat(TERMINAL_COMMAND_LEN_MAX + 1))),
+            refusal(argv(Vec::new())),
+            refusal(argv(vec![String::new()])),
+            refusal(argv(vec!["a".into(); TERMINAL_ARGUMENTS_MAX + 1])),
+        ] {
+            assert!(text.contains("shellCmd"), "{text}");
+        }
+        assert!(refusal(|it| it.cols = 0).contains("cols"));
+        assert!(refusal(|it| it.rows = TERMINAL_SIDE_MAX + 1).contains("rows"));
+        assert!(refusal(|it| it.cwd = Some("relative".into())).contains("cwd"));
+        assert!(refusal(|it| it.env = vec![("A=".into(), String::new())]).contains("variable"));
+    }
+}
