@@ -18,6 +18,8 @@ from podflare_bench.results import Results
 FORK = "floor: fork(2)"
 VM_CREATED = "floor: KVM VM and vCPUs made"
 VM_DESTROYED = "floor: KVM VM and vCPUs gone"
+DISK_SYNC = "floor: 4 KiB written and synced by the host"
+DISK_WRITE = "floor: 64 MiB written and synced by the host"
 
 _US_PER_MS = 1000
 
@@ -48,7 +50,13 @@ class KernelFloors:
         """
         report = json.loads(path.read_text(encoding="utf-8"))
         try:
-            columns = {FORK: "fork_us", VM_CREATED: "vm_created_us", VM_DESTROYED: "vm_destroyed_us"}
+            columns = {
+                FORK: "fork_us",
+                VM_CREATED: "vm_created_us",
+                VM_DESTROYED: "vm_destroyed_us",
+                DISK_SYNC: "disk_sync_us",
+                DISK_WRITE: "disk_write_us",
+            }
             return KernelFloors(
                 machine=Machine(**report["machine"]),
                 touched_mib=round(report["touched_kib"] / 1024),
@@ -88,6 +96,8 @@ PING = Part("ping", operations.PING, "guest")
 PYTHON = Part("Python", operations.PYTHON, "guest")
 KERNEL_FORK = Part("fork(2)", FORK, "kernel")
 VM = Part("VM", VM_CREATED, "kernel")
+HOST_SYNC = Part("host's own", DISK_SYNC, "kernel")
+HOST_WRITE = Part("host's own", DISK_WRITE, "kernel")
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from podflare_bench import floors, operations, promises
-from podflare_bench.floors import HTTP, KERNEL_FORK, PING, PYTHON, VM, Part, floor_of, fork_parts
+from podflare_bench.floors import (
+    HOST_SYNC,
+    HOST_WRITE,
+    HTTP,
+    KERNEL_FORK,
+    PING,
+    PYTHON,
+    VM,
+    Part,
+    floor_of,
+    fork_parts,
+)
 from podflare_bench.promises import Verdict
 from podflare_bench.results import Results
 
@@ -71,6 +82,8 @@ ROWS = (
     Row(floors.FORK, "kernel"),
     Row(floors.VM_CREATED, "kernel"),
     Row(floors.VM_DESTROYED, "kernel"),
+    Row(floors.DISK_SYNC, "kernel"),
+    Row(floors.DISK_WRITE, "kernel"),
     Row(operations.CREATE, floor=(HTTP,)),
     Row(operations.CREATE_AND_RUN, floor=(HTTP.many(2), PING, PYTHON)),
     Row(operations.RUN_PYTHON, floor=(HTTP, PING, PYTHON)),
@@ -90,8 +103,8 @@ ROWS = (
     Row(operations.DOWNLOAD, floor=(HTTP, PING)),
     Row(operations.UPLOAD_LONG, floor=(HTTP, PING)),
     Row(operations.DOWNLOAD_LONG, floor=(HTTP, PING)),
-    Row(operations.DISK_SYNC, "guest"),
-    Row(operations.DISK_WRITE, "guest"),
+    Row(operations.DISK_SYNC, "guest", floor=(HOST_SYNC,)),
+    Row(operations.DISK_WRITE, "guest", floor=(HOST_WRITE,)),
     Row(operations.CHECKPOINT, floor=(HTTP, KERNEL_FORK)),
     Row(operations.RESTORE, floor=(HTTP, KERNEL_FORK, VM, PING)),
 )

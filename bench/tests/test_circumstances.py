@@ -28,7 +28,13 @@ def test_another_host_is_of_unknown_kind() -> None:
 
 def test_floors_are_read_in_milliseconds(tmp_path: Path) -> None:
     machine = {"processor": "Some", "processors": 2, "memory_mib": 4096, "kernel": "6.12"}
-    times = {"fork_us": [1500.0], "vm_created_us": [250.0], "vm_destroyed_us": [1000.0]}
+    times = {
+        "fork_us": [1500.0],
+        "vm_created_us": [250.0],
+        "vm_destroyed_us": [1000.0],
+        "disk_sync_us": [2000.0],
+        "disk_write_us": [64000.0],
+    }
     path = tmp_path / "floors.json"
     path.write_text(json.dumps({"machine": machine, "touched_kib": 2048, "vcpus": 2} | times))
     read = KernelFloors.read(path)

@@ -5,10 +5,12 @@
 mod bare_fork;
 #[expect(unsafe_code, reason = "KVM is told where guest memory is")]
 mod bare_vm;
+mod host_disk;
 mod machine;
 
 use bare_fork::Touched;
 use bare_vm::BareVm;
+use host_disk::HostDisk;
 use kvm_ioctls::Kvm;
 use machine::Machine;
 use podflare_e2e::agent::Agent;
@@ -19,6 +21,10 @@ use std::time::Instant;
 
 const ROUNDS: usize = 100;
 const WARM_UP: usize = 3;
+/// What is written to the disk at once, as in `podflare_bench/operations.py`, and how often.
+const SYNC_LEN: usize = 4 << 10;
+const WRITE_LEN: usize = 64 << 20;
+const WRITE_ROUNDS: usize = 10;
 /// hostd's defaults for a template.
 const MEMORY_MIB: u32 = 1024;
 const HUGE_PAGES: bool = true;
@@ -32,6 +38,8 @@ struct Report {
     fork_us: Vec<f64>,
     vm_created_us: Vec<f64>,
     vm_destroyed_us: Vec<f64>,
+    disk_sync_us: Vec<f64>,
+    disk_write_us: Vec<f64>,
 }
 
 #[expect(clippy::print_stdout, reason = "the report is this program's output")]
@@ -42,12 +50,24 @@ fn main() {
     let vcpus = if machine.processors > 1 { 2 } else { 1 };
     let touched_kib = template_kib(vcpus);
     let touched = Touched::new(MEMORY_MIB, touched_kib, HUGE_PAGES);
-    let fork_us = sampled(|| touched.fork_us());
+    let fork_us = sampled(ROUNDS, || touched.fork_us());
     // The VMM keeps it open, too.
     let kvm = Kvm::new().unwrap();
-    let vms = sampled(|| vm_us(&kvm, &touched, vcpus));
+    let vms = sampled(ROUNDS, || vm_us(&kvm, &touched, vcpus));
     let (vm_created_us, vm_destroyed_us) = vms.into_iter().unzip();
-    let report = Report { machine, touched_kib, vcpus, fork_us, vm_created_us, vm_destroyed_us };
+    let mut disk = HostDisk::open();
+    let disk_sync_us = sampled(ROUNDS, || disk.write_us(SYNC_LEN));
+    let disk_write_us = sampled(WRITE_ROUNDS, || disk.write_us(WRITE_LEN));
+    let report = Report {
+        machine,
+        touched_kib,
+        vcpus,
+        fork_us,
+        vm_created_us,
+        vm_destroyed_us,
+        disk_sync_us,
+        disk_write_us,
+    };
     println!("{}", serde_json::to_string(&report).unwrap());
 }
 
@@ -67,9 +87,9 @@ fn vm_us(kvm: &Kvm, touched: &Touched, vcpus: u8) -> (f64, f64) {
     (created, micros(start))
 }
 
-fn sampled<T>(mut measure: impl FnMut() -> T) -> Vec<T> {
+fn sampled<T>(rounds: usize, mut measure: impl FnMut() -> T) -> Vec<T> {
     (0..WARM_UP).for_each(|_| drop(measure()));
-    (0..ROUNDS).map(|_| measure()).collect()
+    (0..rounds).map(|_| measure()).collect()
 }
 
 fn micros(since: Instant) -> f64 {
