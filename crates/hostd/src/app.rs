@@ -28,6 +28,9 @@ const ENDINGS_PER_PROCESSOR: usize = 1;
 /// How long a machine that nobody needs any more may wait for a moment in which its end disturbs nobody.
 const ENDING_PATIENCE: Duration = Duration::from_secs(2);
 
+/// How long the network's upkeep may wait for such a moment.
+const NETWORK_PATIENCE: Duration = Duration::from_secs(2);
+
 /// How long one of them may hold up the next.
 const ENDING_TURN: Duration = Duration::from_secs(5);
 
@@ -135,10 +138,13 @@ impl App {
 
     /// Keeps the template available and the pool filled. Returns if the template does not boot at first.
     pub async fn keep(self: &Arc<App>) -> BootError {
+        let quiet = || async {
+            self.pool.activity.quiet(self.admission.processors(), Instant::now() + NETWORK_PATIENCE).await;
+        };
         tokio::select! {
             error = keep_template(self) => error,
             never = pool::keep_filled(self) => match never {},
-            never = self.network.keep() => match never {},
+            never = self.network.keep(quiet) => match never {},
         }
     }
 

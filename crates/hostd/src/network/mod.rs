@@ -24,8 +24,10 @@ use std::time::Duration;
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::sleep;
 
-/// Interfaces that are made ahead.
-const READY: usize = 8;
+/// Interfaces that are made ahead, and how many of them may be missing while people wait for something else: making one
+/// takes processor time.
+const READY: usize = 16;
+const READY_MIN: usize = 8;
 
 /// The pause after one could not be made.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
@@ -59,6 +61,8 @@ struct Shared {
     /// Whose address it is.
     members: Mutex<HashMap<Ipv4Addr, Arc<Member>>>,
     gone: Mutex<Vec<Gone>>,
+    /// Of interfaces that are gone. To close one waits for the kernel.
+    to_close: Mutex<Vec<OwnedFd>>,
 }
 
 /// A machine's place in the network. When the last owner is gone, so is the place.
@@ -117,6 +121,7 @@ impl Network {
             wanted: Notify::new(),
             members: Mutex::default(),
             gone: Mutex::default(),
+            to_close: Mutex::default(),
         })))
     }
 
@@ -151,11 +156,20 @@ impl Network {
         }
     }
 
-    /// Keeps interfaces ready, and forgets those that are gone, for as long as it is polled.
-    pub async fn keep(&self) -> std::convert::Infallible {
+    /// Keeps interfaces ready, and forgets those that are gone, for as long as it is polled. `quiet` resolves when this
+    /// disturbs nobody.
+    pub async fn keep<F: Future<Output = ()>>(&self, quiet: impl Fn() -> F) -> std::convert::Infallible {
         let Some(shared) = &self.0 else { return std::future::pending().await };
         loop {
-            if lock(&shared.ready).len() < READY {
+            let ready = lock(&shared.ready).len();
+            if ready >= READY && lock(&shared.to_close).is_empty() {
+                shared.wanted.notified().await;
+                continue;
+            }
+            if ready >= READY_MIN {
+                quiet().await;
+            }
+            if ready < READY {
                 match Interface::make(shared).await {
                     Ok(interface) => lock(&shared.ready).push_back(interface),
                     Err(error) => {
@@ -163,8 +177,6 @@ impl Network {
                         sleep(RETRY_PAUSE).await;
                     }
                 }
-            } else {
-                shared.wanted.notified().await;
             }
             shared.forget_gone().await;
         }
@@ -173,6 +185,11 @@ impl Network {
 
 impl Shared {
     async fn forget_gone(&self) {
+        let to_close = std::mem::take(&mut *lock(&self.to_close));
+        if !to_close.is_empty() {
+            // A panic could not be handled better than by going on.
+            tokio::task::spawn_blocking(|| drop(to_close)).await.ok();
+        }
         let gone = {
             let mut gone = lock(&self.gone);
             if gone.len() < FORGET_AT {
@@ -257,16 +274,21 @@ impl Drop for Owned {
         let list_revision = matches!(policy.egress, Egress::Allow(_)).then_some(policy.revision);
         lock(&self.network.gone).push(Gone { id: self.member.id, list_revision });
         lock(&self.network.members).remove(&address);
+        lock(&self.network.to_close).extend(self.tap.take());
         // At the end: an address is used again as late as possible.
         lock(&self.network.addresses).push_back(address);
         self.network.wanted.notify_one();
     }
 }
 
-/// The card's address follows from the network address, so that no two in one network are the same.
 fn identity(subnet: Cidr, address: Ipv4Addr) -> NetworkIdentity {
+    NetworkIdentity { mac: mac_of(address), address, gateway: gateway_of(subnet) }
+}
+
+/// The card's address follows from the network address, so that no two in one network are the same.
+pub fn mac_of(address: Ipv4Addr) -> [u8; 6] {
     let [a, b, c, d] = address.octets();
-    NetworkIdentity { mac: [0x02, 0x00, a, b, c, d], address, gateway: gateway_of(subnet) }
+    [0x02, 0x00, a, b, c, d]
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

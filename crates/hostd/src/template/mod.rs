@@ -6,11 +6,13 @@ mod rest;
 
 use crate::chain::chain;
 use crate::config::Settings;
+use crate::network::mac_of;
 use crate::sandbox::agent::{AgentConnection, AgentError, GuestIdentity};
 use crate::vmm::{BootSpec, Ending, Fork, Machine, Pending, Vmm, VmmError};
 use podflare_wire::control::BootConfig;
 use podflare_wire::guest::{AGENT_PORT, Event, ExecContext, ExecId, Language, NetworkIdentity, Request};
 use std::borrow::Cow;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{sleep, timeout};
@@ -230,7 +232,7 @@ async fn learn_hot_pages(template: &dyn Machine, identity: &GuestIdentity) -> Re
         let thawed = trial.thaw_recording();
         done.await?;
         thawed.await?;
-        let mut agent = AgentConnection::renew(stream, identity).await?;
+        let mut agent = AgentConnection::renew(stream, &of_trial(identity)).await?;
         run(&mut agent, Language::Python, "print(1)").await?;
         Ok(trial.hot_pages().await?)
     };
@@ -240,6 +242,15 @@ async fn learn_hot_pages(template: &dyn Machine, identity: &GuestIdentity) -> Re
     let pages = runs.iter().map(|run| u64::from(run.count)).sum();
     template.set_hot_pages(runs).await?;
     Ok(pages)
+}
+
+/// The trial copy has another address than the template, as every copy has: changing it is part of what is learnt.
+fn of_trial(template: &GuestIdentity) -> GuestIdentity {
+    let network = template.network.map(|network| {
+        let address = Ipv4Addr::from(u32::from(network.address) + 1);
+        NetworkIdentity { address, mac: mac_of(address), ..network }
+    });
+    GuestIdentity { network, ..template.clone() }
 }
 
 fn ended(ending: &Ending) -> BootError {
