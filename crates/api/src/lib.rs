@@ -12,3 +12,4 @@ pub mod id;
 pub mod network;
 pub mod openapi;
 pub mod sandbox;
+pub mod template;

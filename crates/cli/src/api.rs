@@ -7,8 +7,8 @@ use podflare_api::error::ErrorBody;
 use podflare_api::exec::{ExecEvent, ExecEventKind, ExecRequest};
 use podflare_api::id::SandboxId;
 use podflare_api::sandbox::{CreateSandbox, SandboxCreated, SandboxList, SandboxView};
+use podflare_api::template::{TakeState, TemplateProgress};
 use podflare_emulated_host::places::Places;
-use serde::Deserialize;
 use std::io::{BufRead, BufReader, Read};
 use std::time::Duration;
 use ureq::http::{Response, StatusCode};
@@ -28,15 +28,6 @@ pub(crate) struct Client {
     agent: Agent,
     url: String,
     api_key: Option<String>,
-}
-
-/// A line of the host's answer when it takes a template.
-#[derive(Debug, Deserialize)]
-struct TemplateProgress {
-    #[serde(default)]
-    state: String,
-    #[serde(default)]
-    error: Option<String>,
 }
 
 /// What a host says of itself.
@@ -132,7 +123,7 @@ impl Client {
         }
     }
 
-    /// Has the host read a template's folder anew and make sandboxes of it; hands over each state on the way.
+    /// Has the host read a template's folder anew and make sandboxes of it; hands over each state on the way, in words.
     pub(crate) fn take_template(&self, name: &str, mut each: impl FnMut(&str)) -> anyhow::Result<()> {
         let post = self.agent.post(self.address(&format!("/templates/{name}")));
         let answer = self.checked(post.header("authorization", self.authorization()).send_empty())?;
@@ -142,17 +133,25 @@ impl Client {
             line.clear();
             let count = (&mut stream).take(STATE_BYTES_MAX).read_until(b'\n', &mut line);
             if count.context("The host broke off")? == 0 {
-                return Ok(());
+                bail!("The host has not said whether it can use the template {name}");
             }
             if line.trim_ascii().is_empty() {
                 continue;
             }
             let progress: TemplateProgress =
                 serde_json::from_slice(&line).context("Cannot understand the host")?;
-            if let Some(error) = progress.error {
-                bail!("The host cannot use the template {name}: {error}");
+            match progress.state {
+                TakeState::Waiting => each("another is being taken"),
+                TakeState::Booting => each("it boots"),
+                TakeState::Ready => {
+                    each("ready");
+                    return Ok(());
+                }
+                TakeState::Failed => {
+                    let error = progress.error.unwrap_or_default();
+                    bail!("The host cannot use the template {name}: {error}")
+                }
             }
-            each(&progress.state);
         }
     }
 
@@ -264,10 +263,12 @@ mod tests {
         let client = host_answering("200 OK", "{\"state\":\"booting\"}\n\n{\"state\":\"ready\"}\n");
         let mut states = Vec::new();
         client.take_template("mine", |state| states.push(state.to_owned())).unwrap();
-        assert_eq!(states, ["booting", "ready"]);
+        assert_eq!(states, ["it boots", "ready"]);
         let client = host_answering("200 OK", "{\"state\":\"failed\",\"error\":\"no python3\"}\n");
         let text = client.take_template("mine", |_| ()).unwrap_err().to_string();
         assert!(text.contains("mine: no python3"), "{text}");
+        let client = host_answering("200 OK", "{\"state\":\"booting\"}\n");
+        assert!(client.take_template("mine", |_| ()).is_err(), "nobody knows");
     }
 
     #[test]
