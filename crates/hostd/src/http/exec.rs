@@ -43,7 +43,7 @@ pub(super) async fn exec(
     let reader = start(&app, &id, language, request.code)?;
     // How long it will wait behind other code is not known yet.
     let phases = Phases::default().with("submit", begun.elapsed());
-    let events = EventStream::new(reader, app.settings.heartbeat, app.pool.activity.execute());
+    let events = EventStream::new(reader, app.settings.heartbeat, app.activity.execute());
     Ok((Extension(phases), ndjson(Body::from_stream(events))).into_response())
 }
 

@@ -15,6 +15,7 @@ mod origin;
 mod path;
 mod sandboxes;
 mod serve;
+mod templates;
 
 use crate::app::App;
 use axum::Router;
@@ -52,6 +53,11 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/sandboxes/{id}/files/watch", get(files::watch::watch))
         .route("/v1/sandboxes/{id}/ping", get(sandboxes::ping))
         .route("/v1/sandboxes/{id}/replay", get(exec::replay))
+        .route("/v1/templates", get(templates::list))
+        .route(
+            "/v1/templates/{name}",
+            get(templates::inspect).post(templates::take).delete(templates::remove),
+        )
         .route("/v1/capacity", get(node::capacity))
         .route_layer(from_fn_with_state(app.clone(), auth::require_key));
     Router::new()

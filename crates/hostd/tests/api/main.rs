@@ -15,3 +15,4 @@ mod ping;
 mod pool;
 mod restore;
 mod run;
+mod templates;

@@ -1,7 +1,8 @@
 //! The agent of a fake guest: the real guest protocol over a toy language, one statement a line.
 //!
 //! `print TEXT` · `error TEXT` · `partial TEXT` (no newline) · `set NAME TEXT` · `get NAME` · `hostname` ·
-//! `entropy` · `sleep MS` · `flood BYTES` · `exit CODE` · `kill SIGNAL` · `panic` · `disk` (its file system's bytes) · `crash` (of the agent) ·
+//! `entropy` · `sleep MS` · `flood BYTES` · `exit CODE` · `kill SIGNAL` · `panic` · `disk` (its file system's bytes) · `size` (its
+//! memory and processors) · `attempt N` (succeeds the Nth time) · `crash` (of the agent) ·
 //! `stall` (of the guest) · `forge` (output of an execution that does not run) · `pass`, and what hostd runs in
 //! a template: `print(1)` and `true`.
 
@@ -194,6 +195,19 @@ async fn run(job: &Job, events: &mpsc::UnboundedSender<Event>, core: &Arc<Core>)
                 format!("{value}\n")
             }
             "hostname" => format!("{}\n", core.guest().hostname),
+            "size" => {
+                let guest = core.guest();
+                format!("{} MiB, {} vCPUs\n", guest.memory_mib, guest.vcpus)
+            }
+            "attempt" => {
+                core.guest().attempts += 1;
+                let attempts = core.guest().attempts;
+                if attempts < rest.parse().unwrap_or(0) {
+                    output(OutputStream::Stdout, &format!("attempt {attempts} failed\n"));
+                    return Outcome::Exited(1, ExecEnd::Finished);
+                }
+                continue;
+            }
             "disk" => format!("{}\n", core.guest().file_system_bytes),
             "entropy" => format!("{:?}\n", core.guest().entropy),
             "set" => {
