@@ -87,7 +87,8 @@ const UNKNOWN: (&str, &str) =
     ("404", "There is no such sandbox, or it has ended; the text says when and why");
 const UNKNOWN_CHECKPOINT: (&str, &str) =
     ("404", "There is no such checkpoint, or it has ended; the text says when and why");
-const UNKNOWN_TEMPLATE: (&str, &str) = ("404", "There is no such template; the text lists those that there are");
+const UNKNOWN_TEMPLATE: (&str, &str) =
+    ("404", "There is no such template; the text lists those that there are");
 const BAD_BODY: (&str, &str) = ("400", "The body cannot be understood, or asks for something out of range");
 const FULL: (&str, &str) = (
     "503",

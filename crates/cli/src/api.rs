@@ -82,10 +82,10 @@ impl Client {
         Ok(list.sandboxes)
     }
 
-    pub(crate) fn create(&self) -> anyhow::Result<SandboxId> {
+    pub(crate) fn create(&self, wanted: &CreateSandbox) -> anyhow::Result<SandboxId> {
         let request =
             self.agent.post(self.address("/sandboxes")).header("authorization", self.authorization());
-        let mut answer = self.checked(request.send_json(CreateSandbox::default()))?;
+        let mut answer = self.checked(request.send_json(wanted))?;
         let created: SandboxCreated = answer.body_mut().read_json().context("Cannot read the new sandbox")?;
         Ok(created.id)
     }
@@ -234,7 +234,7 @@ mod tests {
     #[test]
     fn an_error_is_repeated_in_the_hosts_words() {
         let client = host_answering("503 Service Unavailable", r#"{"error": "no room"}"#);
-        let text = client.create().unwrap_err().to_string();
+        let text = client.create(&CreateSandbox::default()).unwrap_err().to_string();
         assert!(text.starts_with("no room"), "{text}");
     }
 

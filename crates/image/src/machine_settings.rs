@@ -80,7 +80,7 @@ impl MachineSettings {
             .variables
             .clone()
             .into_iter()
-            .partition(|(_, value)| value.split_whitespace().all(|word| is_for_all(word)));
+            .partition(|(_, value)| value.split_whitespace().all(is_for_all));
         (shared, kept.into_keys().collect())
     }
 }

@@ -47,6 +47,7 @@ pub enum OciError {
 }
 
 impl OciError {
+    #[expect(clippy::needless_pass_by_value, reason = "errors are handed over as they come")]
     fn malformed(what: &str, reason: impl ToString) -> OciError {
         OciError::Malformed { what: what.to_owned(), reason: reason.to_string() }
     }

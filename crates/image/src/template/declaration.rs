@@ -172,8 +172,8 @@ impl Declaration {
     }
 
     fn check_items(&self) -> Result<(), Wrong> {
-        each("packages", &self.packages, |package| check_package(package))?;
-        each("pip", &self.pip, |requirement| check_requirement(requirement))?;
+        each("packages", &self.packages, check_package)?;
+        each("pip", &self.pip, check_requirement)?;
         each("commands", &self.commands, |command| check_text(command, COMMAND_LEN_MAX))?;
         if self.files.len() > ITEMS_MAX {
             return Err(wrong("files", &format!("more than {ITEMS_MAX}")));

@@ -39,6 +39,8 @@ from podflare._types import (
     Language,
     NetworkInfo,
     SandboxInfo,
+    TemplateInfo,
+    TemplateSize,
 )
 from podflare._version import __version__
 
@@ -72,6 +74,8 @@ __all__ = [
     "Sandbox",
     "SandboxInfo",
     "SandboxNotFoundError",
+    "TemplateInfo",
+    "TemplateSize",
     "UnauthorizedError",
     "__version__",
     "close_default_client",

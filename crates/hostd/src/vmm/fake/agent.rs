@@ -195,13 +195,9 @@ async fn run(job: &Job, events: &mpsc::UnboundedSender<Event>, core: &Arc<Core>)
                 format!("{value}\n")
             }
             "hostname" => format!("{}\n", core.guest().hostname),
-            "size" => {
-                let guest = core.guest();
-                format!("{} MiB, {} vCPUs\n", guest.memory_mib, guest.vcpus)
-            }
+            "size" => core.guest().size(),
             "attempt" => {
-                core.guest().attempts += 1;
-                let attempts = core.guest().attempts;
+                let attempts = core.guest().attempt();
                 if attempts < rest.parse().unwrap_or(0) {
                     output(OutputStream::Stdout, &format!("attempt {attempts} failed\n"));
                     return Outcome::Exited(1, ExecEnd::Finished);

@@ -295,6 +295,17 @@ struct Guest {
     reports_left: u32,
 }
 
+impl Guest {
+    fn size(&self) -> String {
+        format!("{} MiB, {} vCPUs\n", self.memory_mib, self.vcpus)
+    }
+
+    fn attempt(&mut self) -> u32 {
+        self.attempts += 1;
+        self.attempts
+    }
+}
+
 async fn stand_still_if_so(core: &Core) {
     if core.guest().stands_still {
         std::future::pending::<()>().await;
