@@ -163,7 +163,9 @@ impl From<CreateError> for ApiError {
 fn status_of_use(error: &UseError) -> StatusCode {
     match error {
         UseError::Unknown { .. } => StatusCode::NOT_FOUND,
-        UseError::AllInUse { .. } | UseError::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
+        UseError::AllInUse { .. } | UseError::TooMany | UseError::ShuttingDown => {
+            StatusCode::SERVICE_UNAVAILABLE
+        }
     }
 }
 

@@ -17,8 +17,8 @@ const MANIFEST: &str = "template.json";
 /// The longest manifest, in bytes. It holds a template's start-up code.
 const MANIFEST_LEN_MAX: u64 = 1 << 20;
 
-/// The most entries of the folder that are looked at, and so the most templates that are found in it.
-const ENTRIES_MAX: usize = 1000;
+/// The most templates that a host knows beside its default one, and entries of the folder that it looks at.
+pub(super) const TEMPLATES_MAX: usize = 1000;
 
 const DESCRIPTION_LEN_MAX: usize = 500;
 const READY_TIMEOUT_MS: RangeInclusive<u32> = 1..=600_000;
@@ -90,8 +90,8 @@ fn names_in(folder: &Path) -> io::Result<Vec<String>> {
     };
     let mut names = Vec::new();
     for (index, entry) in entries.enumerate() {
-        if index == ENTRIES_MAX {
-            tracing::warn!(folder = %folder.display(), "Only the first {ENTRIES_MAX} entries are looked at");
+        if index == TEMPLATES_MAX {
+            tracing::warn!(folder = %folder.display(), "Only the first {TEMPLATES_MAX} entries are looked at");
             break;
         }
         names.extend(entry?.file_name().into_string().ok().filter(|name| is_name(name)));

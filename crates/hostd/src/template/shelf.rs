@@ -2,6 +2,7 @@
 
 use super::DEFAULT;
 use super::definition::Definition;
+use super::folder::TEMPLATES_MAX;
 use super::keep;
 use super::policy::{self, Place, Room};
 use super::size::Size;
@@ -49,6 +50,8 @@ pub enum UseError {
          seconds"
     )]
     AllInUse { max: usize },
+    #[error("The host knows {TEMPLATES_MAX} templates already; remove some")]
+    TooMany,
     #[error("The host is shutting down")]
     ShuttingDown,
 }
@@ -94,7 +97,7 @@ impl Shelf {
     /// All that are booted or boot: the default one first, then the others, the last used first.
     pub fn variants(&self) -> Vec<Arc<Variant>> {
         let mut others = self.lock().variants.clone();
-        others.sort_by_key(|variant| std::cmp::Reverse(variant.usage().last));
+        others.sort_by_cached_key(|variant| std::cmp::Reverse(variant.usage().last));
         std::iter::once(self.default.clone()).chain(others).collect()
     }
 
@@ -120,6 +123,9 @@ impl Shelf {
     /// [`Taking::finish`].
     pub(super) fn begin_take(&self, app: &Arc<App>, definition: Definition) -> Result<Taking<'_>, UseError> {
         let mut inner = self.lock();
+        if !inner.definitions.contains_key(&definition.name) && inner.definitions.len() >= TEMPLATES_MAX {
+            return Err(UseError::TooMany);
+        }
         // A build that is there already is not booted twice.
         let same = inner.definitions.get(&definition.name).filter(|former| ***former == definition);
         let definition = same.cloned().unwrap_or_else(|| Arc::new(definition));
