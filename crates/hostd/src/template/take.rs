@@ -49,7 +49,7 @@ async fn take_in_turn(app: Arc<App>, definition: Definition, progress: mpsc::Sen
                 tell(&progress, TakeState::Waiting, None);
                 let turn = tokio::select! {
                     turn = takes.lock_owned() => turn,
-                    () = progress.closed() => return Ok(()),
+                    () = progress.closed() => return Ok(false),
                 };
                 // What is there may have changed meanwhile.
                 (turn, read(&app, &name).await?)
@@ -65,10 +65,11 @@ async fn take_in_turn(app: Arc<App>, definition: Definition, progress: mpsc::Sen
         drop(taking);
         drop(turn);
         tell(&progress, TakeState::Ready, None);
-        Ok(())
+        Ok(true)
     };
     match result.await {
-        Ok(()) => tracing::info!(template = name, "Took a template"),
+        Ok(true) => tracing::info!(template = name, "Took a template"),
+        Ok(false) => tracing::info!(template = name, "Nobody waits any more for a template to be taken"),
         Err(error) => {
             let error = chain(&error);
             tracing::warn!(template = name, error, "Could not take a template");
