@@ -10,7 +10,9 @@ use podflare_api::sandbox::{CreateSandbox, SandboxCreated, SandboxList, SandboxV
 use podflare_api::template::{TakeState, TemplateProgress};
 use podflare_emulated_host::places::Places;
 use std::io::{BufRead, BufReader, Read};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
+use ureq::http::header::RETRY_AFTER;
 use ureq::http::{Response, StatusCode};
 use ureq::{Agent, Body};
 
@@ -18,6 +20,8 @@ const DEFAULT_URL: &str = "http://127.0.0.1:7070";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Health is asked for again and again, and an emulated network may take a connection that nobody answers.
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long a create may take, with all that a host boots for it.
+const CREATE_PATIENCE: Duration = Duration::from_secs(120);
 /// One line of an execution's stream.
 const EVENT_BYTES_MAX: u64 = 64 << 20;
 /// One line of a template's progress, which may quote a guest's console.
@@ -82,12 +86,24 @@ impl Client {
         Ok(list.sandboxes)
     }
 
+    /// Asks again where the host says when to come back, because it boots a template or is busy.
     pub(crate) fn create(&self, wanted: &CreateSandbox) -> anyhow::Result<SandboxId> {
-        let request =
-            self.agent.post(self.address("/sandboxes")).header("authorization", self.authorization());
-        let mut answer = self.checked(request.send_json(wanted))?;
-        let created: SandboxCreated = answer.body_mut().read_json().context("Cannot read the new sandbox")?;
-        Ok(created.id)
+        let deadline = Instant::now() + CREATE_PATIENCE;
+        loop {
+            let request =
+                self.agent.post(self.address("/sandboxes")).header("authorization", self.authorization());
+            let answer = request.send_json(wanted);
+            if let Some(pause) = answer.as_ref().ok().and_then(retry_after)
+                && pause <= deadline.saturating_duration_since(Instant::now())
+            {
+                thread::sleep(pause);
+                continue;
+            }
+            let mut answer = self.checked(answer)?;
+            let created: SandboxCreated =
+                answer.body_mut().read_json().context("Cannot read the new sandbox")?;
+            return Ok(created.id);
+        }
     }
 
     pub(crate) fn close(&self, id: &SandboxId) -> anyhow::Result<()> {
@@ -182,6 +198,12 @@ impl Client {
     }
 }
 
+/// The pause that a host asks for.
+fn retry_after(answer: &Response<Body>) -> Option<Duration> {
+    let told = answer.headers().get(RETRY_AFTER).filter(|_| !answer.status().is_success())?;
+    told.to_str().ok()?.parse().ok().map(Duration::from_secs)
+}
+
 fn error_text(answer: &mut Response<Body>) -> String {
     let body: Result<ErrorBody, _> = answer.body_mut().read_json();
     body.map_or_else(|_| "The host gives no reason".into(), |body| body.error)
@@ -193,17 +215,23 @@ mod tests {
     use podflare_api::exec::Language;
     use std::io::Write;
     use std::net::{TcpListener, TcpStream};
-    use std::thread;
 
     /// A host that gives one answer.
     fn host_answering(status: &'static str, body: &'static str) -> Client {
+        host_answering_in_turn(vec![(status, body)])
+    }
+
+    /// A host that gives one answer after the other. To a status may be added headers.
+    fn host_answering_in_turn(answers: Vec<(&'static str, &'static str)>) -> Client {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         thread::spawn(move || {
-            let (mut stream, _) = listener.accept().unwrap();
-            read_request(&stream);
-            let length = body.len();
-            write!(stream, "HTTP/1.1 {status}\r\ncontent-length: {length}\r\n\r\n{body}").unwrap();
+            for (status, body) in answers {
+                let (mut stream, _) = listener.accept().unwrap();
+                read_request(&stream);
+                let head = format!("{status}\r\ncontent-length: {}\r\nconnection: close", body.len());
+                write!(stream, "HTTP/1.1 {head}\r\n\r\n{body}").unwrap();
+            }
         });
         Client::new(url, None)
     }
@@ -236,6 +264,23 @@ mod tests {
         let client = host_answering("503 Service Unavailable", r#"{"error": "no room"}"#);
         let text = client.create(&CreateSandbox::default()).unwrap_err().to_string();
         assert!(text.starts_with("no room"), "{text}");
+    }
+
+    #[test]
+    fn a_create_asks_again_when_the_host_says_when_and_only_then() {
+        let later = "503 Service Unavailable\r\nretry-after: 0";
+        let id = SandboxId::random().to_string();
+        let created = format!(
+            r#"{{"id":"{id}","state":"ready","template":"default","ram_mib":512,"rootfs_gb":4,"vcpus":1,
+            "timeout_seconds":1,"idle_timeout_seconds":1,"persistent":false,"egress":true}}"#
+        );
+        let boots = (later, r#"{"error": "it boots"}"#);
+        let client = host_answering_in_turn(vec![boots, boots, ("200 OK", created.leak())]);
+        assert_eq!(client.create(&CreateSandbox::default()).unwrap().to_string(), id);
+        let much_later = "503 Service Unavailable\r\nretry-after: 18446744073709551615";
+        let refused =
+            host_answering(much_later, r#"{"error": "it boots"}"#).create(&CreateSandbox::default());
+        assert!(refused.unwrap_err().to_string().starts_with("it boots"));
     }
 
     #[test]
