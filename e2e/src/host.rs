@@ -146,7 +146,7 @@ impl Host {
         answer.body_mut().read_json().unwrap()
     }
 
-    /// Sandboxes that the pool of the one template has ready.
+    /// Sandboxes that the pool of the default template has ready.
     pub fn pool_ready(&self) -> u32 {
         self.template().pool_ready
     }

@@ -14,10 +14,13 @@ pub struct Capacity {
     pub templates: Vec<TemplateCapacity>,
 }
 
-/// One template and its pool. Counts are since the host was started.
+/// A template in one size and its pool. Counts are since it was first wanted; `default` in its own size, which is
+/// always there, comes first.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct TemplateCapacity {
     pub template: String,
+    pub ram_mib: u32,
+    pub vcpus: u8,
     /// The template has booted: its sandboxes can be created.
     pub available: bool,
     /// The template's guest has given its free memory back to the host, which Linux does in the first ten seconds after
@@ -43,7 +46,7 @@ pub struct TemplateCapacity {
     /// Hits of all creates, in basis points: hundredths of a percent.
     pub pool_hit_rate_bp: u32,
     /// What a copy took that a create had to wait for, on average, in milliseconds. It is a copy of the running
-    /// template: nothing is ever booted for a create. Null when there was none.
+    /// template, whose boot is not counted. Null when there was none.
     pub on_demand_boot_ms_mean: Option<u64>,
     /// What one of the last 16 sandboxes took that the pool has made ready, on average, in milliseconds. Null when
     /// it has made none.

@@ -13,3 +13,4 @@ pub mod network;
 pub mod openapi;
 pub mod pty;
 pub mod sandbox;
+pub mod template;

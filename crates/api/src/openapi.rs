@@ -16,6 +16,7 @@ use crate::pty::{CreatePty, PtyChunk, PtyEvent, PtyInfo, PtyInput, PtyRead, PtyR
 use crate::sandbox::{
     ChildFailure, CreateSandbox, ForkRequest, Forked, SandboxCreated, SandboxList, SandboxState, SandboxView,
 };
+use crate::template::{TakeState, TemplateList, TemplateProgress, TemplateSize, TemplateState, TemplateView};
 use utoipa::OpenApi;
 use utoipa::openapi::path::{HttpMethod, OperationBuilder, Parameter, ParameterBuilder, ParameterIn};
 use utoipa::openapi::request_body::{RequestBody, RequestBodyBuilder};
@@ -78,6 +79,8 @@ enum Success {
     JsonArray(&'static str),
     /// One event a line, with blank lines as heartbeats.
     Events(&'static str),
+    /// One state a line until the last, with blank lines as heartbeats.
+    Lines(&'static str),
     Bytes,
     Text,
     Document,
@@ -88,6 +91,8 @@ const UNKNOWN: (&str, &str) =
     ("404", "There is no such sandbox, or it has ended; the text says when and why");
 const UNKNOWN_CHECKPOINT: (&str, &str) =
     ("404", "There is no such checkpoint, or it has ended; the text says when and why");
+const UNKNOWN_TEMPLATE: (&str, &str) =
+    ("404", "There is no such template; the text lists those that there are");
 const BAD_BODY: (&str, &str) = ("400", "The body cannot be understood, or asks for something out of range");
 const FULL: (&str, &str) = (
     "503",
@@ -162,7 +167,7 @@ pub const ENDPOINTS: &[Endpoint] = &[
         query: &[],
         request: Request::Json("CreateSandbox"),
         success: Success::Json("SandboxCreated"),
-        errors: &[BAD_BODY, ("404", "There is no such template"), LONG_BODY, FAILED, FULL],
+        errors: &[BAD_BODY, UNKNOWN_TEMPLATE, LONG_BODY, FAILED, FULL],
         open: false,
     },
     Endpoint {
@@ -577,6 +582,54 @@ pub const ENDPOINTS: &[Endpoint] = &[
     },
     Endpoint {
         method: Method::Get,
+        path: "/v1/templates",
+        id: "list_templates",
+        summary: "Lists the templates that sandboxes can be made of",
+        query: &[],
+        request: Request::None,
+        success: Success::Json("TemplateList"),
+        errors: &[],
+        open: false,
+    },
+    Endpoint {
+        method: Method::Get,
+        path: "/v1/templates/{name}",
+        id: "inspect_template",
+        summary: "Looks at one template",
+        query: &[],
+        request: Request::None,
+        success: Success::Json("TemplateView"),
+        errors: &[UNKNOWN_TEMPLATE],
+        open: false,
+    },
+    Endpoint {
+        method: Method::Post,
+        path: "/v1/templates/{name}",
+        id: "take_template",
+        summary: "Takes what is in the template's folder now: boots it, then puts it in the place of the former one; \
+                  sandboxes of that go on",
+        query: &[],
+        request: Request::None,
+        success: Success::Lines("TemplateProgress"),
+        errors: &[
+            ("404", "The host has no such folder, or no folder for templates at all"),
+            ("409", "`default` comes with the host's image; or the manifest in the folder cannot be used"),
+        ],
+        open: false,
+    },
+    Endpoint {
+        method: Method::Delete,
+        path: "/v1/templates/{name}",
+        id: "remove_template",
+        summary: "Ends what the host has made of a template; its sandboxes go on, and its folder stays",
+        query: &[],
+        request: Request::None,
+        success: Success::Empty,
+        errors: &[UNKNOWN_TEMPLATE, ("409", "It is `default`, or it is being taken")],
+        open: false,
+    },
+    Endpoint {
+        method: Method::Get,
         path: "/v1/capacity",
         id: "capacity",
         summary: "What the host has ready and what it has given out",
@@ -643,7 +696,13 @@ pub const ENDPOINTS: &[Endpoint] = &[
     SandboxState,
     SandboxView,
     SetEgress,
+    TakeState,
     TemplateCapacity,
+    TemplateList,
+    TemplateProgress,
+    TemplateSize,
+    TemplateState,
+    TemplateView,
 )))]
 struct Schemas;
 
@@ -678,19 +737,16 @@ fn item(endpoint: &Endpoint) -> PathItem {
         .summary(Some(endpoint.summary))
         .request_body(request_body(endpoint.request));
     for name in path_parameters(endpoint.path) {
-        let schema = match name {
-            "checkpoint" => "CheckpointId",
-            "exec" => "ExecId",
-            "pty" => "PtyId",
-            _ => "SandboxId",
+        let parameter =
+            ParameterBuilder::new().name(name).parameter_in(ParameterIn::Path).required(Required::True);
+        let parameter = match name {
+            "name" => parameter.schema(Some(Object::with_type(Type::String))),
+            "checkpoint" => parameter.schema(Some(Ref::from_schema_name("CheckpointId"))),
+            "exec" => parameter.schema(Some(Ref::from_schema_name("ExecId"))),
+            "pty" => parameter.schema(Some(Ref::from_schema_name("PtyId"))),
+            _ => parameter.schema(Some(Ref::from_schema_name("SandboxId"))),
         };
-        operation = operation.parameter(
-            ParameterBuilder::new()
-                .name(name)
-                .parameter_in(ParameterIn::Path)
-                .required(Required::True)
-                .schema(Some(Ref::from_schema_name(schema))),
-        );
+        operation = operation.parameter(parameter);
     }
     for parameter in endpoint.query {
         operation = operation.parameter(query_parameter(parameter));
@@ -743,6 +799,11 @@ fn success(success: Success) -> (&'static str, Response) {
         }
         Success::Events(schema) => answer(
             "One event a line; blank lines are heartbeats",
+            "application/x-ndjson",
+            Content::new(Some(Ref::from_schema_name(schema))),
+        ),
+        Success::Lines(schema) => answer(
+            "How far it is, a line for each step, the last `ready` or `failed`; blank lines are heartbeats",
             "application/x-ndjson",
             Content::new(Some(Ref::from_schema_name(schema))),
         ),

@@ -10,12 +10,17 @@ pub const FORK_CHILDREN_MAX: u32 = 32;
 /// `POST /v1/sandboxes`. Every field may be left out.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct CreateSandbox {
+    /// `default` if it is left out.
     pub template: Option<String>,
     /// Longest life, from now.
     pub timeout_seconds: Option<u64>,
     /// Longest time without an execution.
     pub idle_timeout_seconds: Option<u64>,
+    /// Memory, in MiB; otherwise the template's. Raised to a multiple of 256, and lowered to what the host offers. A size
+    /// that the host has not had lately is booted first.
     pub ram_mib: Option<u32>,
+    /// Processors; otherwise the template's. Raised to 1, or lowered to what the host offers.
+    pub vcpus: Option<u32>,
     /// Disk, in GiB. Less than the template has, or more than the host offers, is raised or lowered to that.
     pub rootfs_gb: Option<u32>,
     pub persistent: Option<bool>,

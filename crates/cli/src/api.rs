@@ -10,11 +10,14 @@ use podflare_api::exec::{ExecEvent, ExecEventKind, ExecRequest};
 use podflare_api::id::{PtyId, SandboxId};
 use podflare_api::pty::{CreatePty, PtyEvent, PtyInput, PtyResize};
 use podflare_api::sandbox::{CreateSandbox, SandboxCreated, SandboxList, SandboxView};
+use podflare_api::template::{TakeState, TemplateProgress};
 use podflare_emulated_host::places::Places;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
 use std::io::{BufRead, BufReader, Read};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
+use ureq::http::header::RETRY_AFTER;
 use ureq::http::{Response, StatusCode};
 use ureq::{Agent, Body, BodyReader};
 
@@ -22,6 +25,8 @@ const DEFAULT_URL: &str = "http://127.0.0.1:7070";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Health is asked for again and again, and an emulated network may take a connection that nobody answers.
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long a create may take, with all that a host boots for it.
+const CREATE_PATIENCE: Duration = Duration::from_secs(120);
 /// What is typed, or a new size, is of no use much later.
 const TERMINAL_TIMEOUT: Duration = Duration::from_secs(30);
 /// One line of a stream of events.
@@ -34,15 +39,6 @@ pub(crate) struct Client {
     agent: Agent,
     url: String,
     api_key: Option<String>,
-}
-
-/// A line of the host's answer when it takes a template.
-#[derive(Debug, Deserialize)]
-struct TemplateProgress {
-    #[serde(default)]
-    state: String,
-    #[serde(default)]
-    error: Option<String>,
 }
 
 /// What a host says of itself.
@@ -100,12 +96,24 @@ impl Client {
         Ok(list.sandboxes)
     }
 
-    pub(crate) fn create(&self) -> anyhow::Result<SandboxId> {
-        let request =
-            self.agent.post(self.address("/sandboxes")).header("authorization", self.authorization());
-        let mut answer = self.checked(request.send_json(CreateSandbox::default()))?;
-        let created: SandboxCreated = answer.body_mut().read_json().context("Cannot read the new sandbox")?;
-        Ok(created.id)
+    /// Asks again where the host says when to come back, because it boots a template or is busy.
+    pub(crate) fn create(&self, wanted: &CreateSandbox) -> anyhow::Result<SandboxId> {
+        let deadline = Instant::now() + CREATE_PATIENCE;
+        loop {
+            let request =
+                self.agent.post(self.address("/sandboxes")).header("authorization", self.authorization());
+            let answer = request.send_json(wanted);
+            if let Some(pause) = answer.as_ref().ok().and_then(retry_after)
+                && pause <= deadline.saturating_duration_since(Instant::now())
+            {
+                thread::sleep(pause);
+                continue;
+            }
+            let mut answer = self.checked(answer)?;
+            let created: SandboxCreated =
+                answer.body_mut().read_json().context("Cannot read the new sandbox")?;
+            return Ok(created.id);
+        }
     }
 
     pub(crate) fn close(&self, id: &SandboxId) -> anyhow::Result<()> {
@@ -132,7 +140,7 @@ impl Client {
         }
     }
 
-    /// Has the host read a template's folder anew and make sandboxes of it; hands over each state on the way.
+    /// Has the host read a template's folder anew and make sandboxes of it; hands over each state on the way, in words.
     pub(crate) fn take_template(&self, name: &str, mut each: impl FnMut(&str)) -> anyhow::Result<()> {
         let post = self.agent.post(self.address(&format!("/templates/{name}")));
         let answer = self.checked(post.header("authorization", self.authorization()).send_empty())?;
@@ -142,17 +150,25 @@ impl Client {
             line.clear();
             let count = (&mut stream).take(STATE_BYTES_MAX).read_until(b'\n', &mut line);
             if count.context("The host broke off")? == 0 {
-                return Ok(());
+                bail!("The host has not said whether it can use the template {name}");
             }
             if line.trim_ascii().is_empty() {
                 continue;
             }
             let progress: TemplateProgress =
                 serde_json::from_slice(&line).context("Cannot understand the host")?;
-            if let Some(error) = progress.error {
-                bail!("The host cannot use the template {name}: {error}");
+            match progress.state {
+                TakeState::Waiting => each("another is being taken"),
+                TakeState::Booting => each("it boots"),
+                TakeState::Ready => {
+                    each("ready");
+                    return Ok(());
+                }
+                TakeState::Failed => {
+                    let error = progress.error.unwrap_or_default();
+                    bail!("The host cannot use the template {name}: {error}")
+                }
             }
-            each(&progress.state);
         }
     }
 
@@ -232,6 +248,12 @@ fn next_event<Event: DeserializeOwned>(stream: &mut impl BufRead) -> anyhow::Res
     serde_json::from_slice(&line).map(Some).context("Cannot understand the host")
 }
 
+/// The pause that a host asks for.
+fn retry_after(answer: &Response<Body>) -> Option<Duration> {
+    let told = answer.headers().get(RETRY_AFTER).filter(|_| !answer.status().is_success())?;
+    told.to_str().ok()?.parse().ok().map(Duration::from_secs)
+}
+
 fn error_text(answer: &mut Response<Body>) -> String {
     let body: Result<ErrorBody, _> = answer.body_mut().read_json();
     body.map_or_else(|_| "The host gives no reason".into(), |body| body.error)
@@ -242,17 +264,23 @@ mod tests {
     use super::*;
     use std::io::Write;
     use std::net::{TcpListener, TcpStream};
-    use std::thread;
 
     /// A host that gives one answer.
     fn host_answering(status: &'static str, body: &'static str) -> Client {
+        host_answering_in_turn(vec![(status, body)])
+    }
+
+    /// A host that gives one answer after the other. To a status may be added headers.
+    fn host_answering_in_turn(answers: Vec<(&'static str, &'static str)>) -> Client {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         thread::spawn(move || {
-            let (mut stream, _) = listener.accept().unwrap();
-            read_request(&stream);
-            let length = body.len();
-            write!(stream, "HTTP/1.1 {status}\r\ncontent-length: {length}\r\n\r\n{body}").unwrap();
+            for (status, body) in answers {
+                let (mut stream, _) = listener.accept().unwrap();
+                read_request(&stream);
+                let head = format!("{status}\r\ncontent-length: {}\r\nconnection: close", body.len());
+                write!(stream, "HTTP/1.1 {head}\r\n\r\n{body}").unwrap();
+            }
         });
         Client::new(url, None)
     }
@@ -283,8 +311,25 @@ mod tests {
     #[test]
     fn an_error_is_repeated_in_the_hosts_words() {
         let client = host_answering("503 Service Unavailable", r#"{"error": "no room"}"#);
-        let text = client.create().unwrap_err().to_string();
+        let text = client.create(&CreateSandbox::default()).unwrap_err().to_string();
         assert!(text.starts_with("no room"), "{text}");
+    }
+
+    #[test]
+    fn a_create_asks_again_when_the_host_says_when_and_only_then() {
+        let later = "503 Service Unavailable\r\nretry-after: 0";
+        let id = SandboxId::random().to_string();
+        let created = format!(
+            r#"{{"id":"{id}","state":"ready","template":"default","ram_mib":512,"rootfs_gb":4,"vcpus":1,
+            "timeout_seconds":1,"idle_timeout_seconds":1,"persistent":false,"egress":true}}"#
+        );
+        let boots = (later, r#"{"error": "it boots"}"#);
+        let client = host_answering_in_turn(vec![boots, boots, ("200 OK", created.leak())]);
+        assert_eq!(client.create(&CreateSandbox::default()).unwrap().to_string(), id);
+        let much_later = "503 Service Unavailable\r\nretry-after: 18446744073709551615";
+        let refused =
+            host_answering(much_later, r#"{"error": "it boots"}"#).create(&CreateSandbox::default());
+        assert!(refused.unwrap_err().to_string().starts_with("it boots"));
     }
 
     #[test]
@@ -312,10 +357,12 @@ mod tests {
         let client = host_answering("200 OK", "{\"state\":\"booting\"}\n\n{\"state\":\"ready\"}\n");
         let mut states = Vec::new();
         client.take_template("mine", |state| states.push(state.to_owned())).unwrap();
-        assert_eq!(states, ["booting", "ready"]);
+        assert_eq!(states, ["it boots", "ready"]);
         let client = host_answering("200 OK", "{\"state\":\"failed\",\"error\":\"no python3\"}\n");
         let text = client.take_template("mine", |_| ()).unwrap_err().to_string();
         assert!(text.contains("mine: no python3"), "{text}");
+        let client = host_answering("200 OK", "{\"state\":\"booting\"}\n");
+        assert!(client.take_template("mine", |_| ()).is_err(), "nobody knows");
     }
 
     #[test]

@@ -127,6 +127,15 @@ pub(crate) struct Run {
     /// The code is a bash script, not Python
     #[arg(long)]
     pub(crate) bash: bool,
+    /// What the sandbox is made of [default: default]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) template: Option<String>,
+    /// The sandbox's memory, in MiB [default: the template's]
+    #[arg(long, value_name = "MIB")]
+    pub(crate) ram_mib: Option<u32>,
+    /// The sandbox's processors [default: the template's]
+    #[arg(long, value_name = "N")]
+    pub(crate) vcpus: Option<u32>,
     /// The code; `-` reads it from standard input
     pub(crate) code: String,
 }

@@ -1,26 +1,28 @@
 //! Every long-lived part of the daemon, wired in one place, and its life from start to shutdown.
 
-use crate::chain::chain;
 use crate::config::Settings;
 use crate::http::{self, limits::LONG_BODIES_MAX};
 use crate::network::Network;
 use crate::network::egress::Egress;
+use crate::pool;
+use crate::pool::activity::Activity;
 use crate::pool::policy::Memory;
-use crate::pool::{self, Pool};
 use crate::sandbox::admission::Admission;
 use crate::sandbox::copies::{self, CopyError, CopyTimes, Limits, Means, OwnCopy};
 use crate::sandbox::registry::Registry;
 use crate::sandbox::state::EndCause;
 use crate::sandbox::{Identity, Lineage, Sandbox};
-use crate::template::{self, Availability, BootError, Template};
-use crate::vmm::{Ending, Machine, Vmm};
-use std::borrow::Cow;
+use crate::template::boot::{self, BootError};
+use crate::template::shelf::Shelf;
+use crate::template::variant::Variant;
+use crate::template::{Template, folder, keep};
+use crate::vmm::{Machine, Vmm};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, oneshot};
 use tokio::task::{JoinError, JoinHandle};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, timeout};
 
 /// Machines that are ended at once, for each processor. Ending one costs CPU time that running ones would miss.
 const ENDINGS_PER_PROCESSOR: usize = 1;
@@ -38,14 +40,13 @@ const ENDING_TURN: Duration = Duration::from_secs(5);
 /// are left end when hostd's side of their channels does.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// The pause before a template that was lost is booted again after a failure.
-const REBOOT_PAUSE: Duration = Duration::from_secs(5);
-
 #[derive(Debug)]
 pub struct App {
     pub settings: Settings,
     pub registry: Registry,
-    pub pool: Pool,
+    pub templates: Shelf,
+    /// What somebody waits for, creates included.
+    pub activity: Activity,
     pub admission: Admission,
     pub network: Network,
     /// One permit for each long request body that may be in memory.
@@ -53,7 +54,6 @@ pub struct App {
     vmm: Arc<dyn Vmm>,
     /// One permit for each sandbox that may exist beside the pool's, and for each checkpoint.
     slots: Arc<Semaphore>,
-    template: watch::Sender<Availability>,
     endings: Semaphore,
 }
 
@@ -120,15 +120,18 @@ async fn stop_keeping(keeper: JoinHandle<BootError>) {
 }
 
 impl App {
+    /// Looks for templates in their folder.
     pub fn new(settings: Settings, vmm: Arc<dyn Vmm>, network: Network) -> Arc<App> {
         let admission = Admission::of_this_host();
+        let folder = settings.template_dir.as_deref();
+        let templates = folder.map_or_else(Vec::new, |folder| folder::read_all(folder, settings.sizes));
         Arc::new(App {
             registry: Registry::default(),
-            pool: Pool::new(settings.pool_size as usize),
+            templates: Shelf::new(&settings, templates),
+            activity: Activity::new(),
             slots: Arc::new(Semaphore::new(settings.sandboxes_max as usize)),
             vmm,
             network,
-            template: watch::Sender::new(Availability::Not(Cow::Borrowed("starting: the template boots"))),
             endings: Semaphore::new(ENDINGS_PER_PROCESSOR * admission.processors()),
             admission,
             long_bodies: Semaphore::new(LONG_BODIES_MAX),
@@ -136,20 +139,16 @@ impl App {
         })
     }
 
-    /// Keeps the template available and the pool filled. Returns if the template does not boot at first.
+    /// Keeps the default template available and all pools filled. Returns if that template does not boot at first.
     pub async fn keep(self: &Arc<App>) -> BootError {
         let quiet = || async {
-            self.pool.activity.quiet(self.admission.processors(), Instant::now() + NETWORK_PATIENCE).await;
+            self.activity.quiet(self.admission.processors(), Instant::now() + NETWORK_PATIENCE).await;
         };
         tokio::select! {
-            error = keep_template(self) => error,
+            error = keep::keep_always(self) => error,
             never = pool::keep_filled(self) => match never {},
             never = self.network.keep(quiet) => match never {},
         }
-    }
-
-    pub fn template(&self) -> Availability {
-        self.template.borrow().clone()
     }
 
     /// The host's memory; `None` if it is not known.
@@ -157,8 +156,10 @@ impl App {
         self.vmm.memory()
     }
 
-    pub fn watch_template(&self) -> watch::Receiver<Availability> {
-        self.template.subscribe()
+    pub(crate) async fn boot_template(&self, variant: &Variant) -> Result<Template, BootError> {
+        let Variant { definition, shape, .. } = variant;
+        let network = self.network.template_identity();
+        boot::boot(&*self.vmm, &self.settings, network, definition, shape.clone()).await
     }
 
     /// Room for so many sandboxes, kept by holding it.
@@ -201,7 +202,7 @@ impl App {
         tokio::spawn(async move {
             let (cause, slot) = task.run().await;
             app.registry.retire(&handle, &cause);
-            app.pool.forget(&handle);
+            app.templates.forget(&handle);
             app.end_machine(&handle, &cause).await;
             drop(slot);
         });
@@ -230,7 +231,7 @@ impl App {
         let deadline = Instant::now() + patience;
         // The semaphore is never closed.
         let turn = self.endings.acquire().await.ok();
-        self.pool.activity.quiet(self.admission.processors(), deadline).await;
+        self.activity.quiet(self.admission.processors(), deadline).await;
         let mut ending = machine.end();
         if timeout(ENDING_TURN, &mut ending).await.is_err() {
             tracing::warn!(%id, "A machine takes long to end; the next no longer wait for it");
@@ -240,70 +241,18 @@ impl App {
     }
 
     async fn close(&self) {
-        let template = self.template.send_replace(Availability::Not(Cow::Borrowed("shutting down")));
         self.slots.close();
         let (sandboxes, checkpoints) = self.registry.close();
-        for sandbox in sandboxes.into_iter().chain(self.pool.close()) {
+        self.templates.close();
+        for sandbox in sandboxes {
             sandbox.end(EndCause::Shutdown);
         }
         for checkpoint in checkpoints {
             checkpoint.end(EndCause::Shutdown);
-        }
-        if let Availability::Ready(template) = template {
-            drop(template.machine.end());
         }
         // Copies that are still being made are machines, too.
         if timeout(SHUTDOWN_TIMEOUT, self.vmm.none_left()).await.is_err() {
             tracing::warn!("Some machines had not ended when the host shut down");
         }
     }
-}
-
-/// Boots the template and, if it is ever lost, boots it again. Returns if the first boot fails.
-async fn keep_template(app: &Arc<App>) -> BootError {
-    let mut template = match boot(app).await {
-        Ok(template) => template,
-        Err(error) => return error,
-    };
-    loop {
-        let ending = keep_until_lost(app, template).await;
-        tracing::error!(%ending, "The template's machine ended; it is booted again");
-        app.template.send_replace(Availability::Not(Cow::Borrowed("starting: the template boots again")));
-        template = loop {
-            match boot(app).await {
-                Ok(template) => break template,
-                Err(error) => tracing::error!(error = %chain(&error), "Could not boot the template again"),
-            }
-            sleep(REBOOT_PAUSE).await;
-        };
-    }
-}
-
-/// Has the template come to rest, and puts the rested one in its place, for which it lets go of the first. Resolves
-/// when the machine has ended.
-async fn keep_until_lost(app: &Arc<App>, mut template: Arc<Template>) -> Arc<Ending> {
-    let rested = tokio::select! {
-        ending = template.machine.ended() => return ending,
-        rested = template.rest() => rested,
-    };
-    match rested {
-        Ok(Some(rested)) => {
-            template = Arc::new(rested);
-            app.template.send_replace(Availability::Ready(template.clone()));
-            tracing::info!("The template has come to rest");
-        }
-        Ok(None) => {}
-        Err(error) => {
-            tracing::warn!(error = %chain(&error), "The template did not come to rest; each copy does it by itself");
-        }
-    }
-    template.machine.ended().await
-}
-
-async fn boot(app: &Arc<App>) -> Result<Arc<Template>, BootError> {
-    let begun = Instant::now();
-    let template = Arc::new(template::boot(&*app.vmm, &app.settings, app.network.template_identity()).await?);
-    app.template.send_replace(Availability::Ready(template.clone()));
-    tracing::info!(took_ms = begun.elapsed().as_millis(), "The template is ready");
-    Ok(template)
 }

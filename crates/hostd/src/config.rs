@@ -4,9 +4,10 @@ use crate::network::dns::Upstreams;
 use crate::network::egress::Cidr;
 use crate::sandbox::state::{Terms, TermsOffered};
 use crate::template::guest_settings::{GuestSettings, GuestSettingsError};
+use crate::template::size::{RAM_STEP_MIB, SizeLimits};
 use clap::builder::{FalseyValueParser, RangedU64ValueParser};
 use clap::{ArgAction, Parser, ValueEnum};
-use podflare_wire::limits::{DISK_GIB_MAX, VCPUS_MAX};
+use podflare_wire::limits::{DISK_GIB_MAX, MEMORY_MIB_MAX, VCPUS_MAX};
 use std::net::SocketAddr;
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
@@ -69,11 +70,27 @@ pub struct Arguments {
     #[arg(long, env = "PODFLARE_SANDBOXES_MAX", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     sandboxes_max: u32,
 
+    /// Folder with the templates that were built, one folder for each
+    #[arg(long, env = "PODFLARE_TEMPLATE_DIR")]
+    template_dir: Option<PathBuf>,
+
+    /// The most templates and sizes that are kept booted, beside the default template in its own size
+    #[arg(long, env = "PODFLARE_TEMPLATES_MAX", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=256))]
+    templates_max: u32,
+
+    /// The most memory that a sandbox gets, in MiB: a multiple of 256
+    #[arg(long, env = "PODFLARE_RAM_MIB_MAX", default_value_t = 8192, value_parser = clap::value_parser!(u32).range(i64::from(RAM_STEP_MIB)..=i64::from(MEMORY_MIB_MAX)))]
+    ram_mib_max: u32,
+
+    /// The most vCPUs that a sandbox gets [default: as many as this host has processors]
+    #[arg(long, env = "PODFLARE_VCPUS_MAX", value_parser = clap::value_parser!(u8).range(1..=VCPUS_MAX.into()))]
+    vcpus_max: Option<u8>,
+
     /// The largest root disk that a sandbox may ask for, in GiB
     #[arg(long, env = "PODFLARE_ROOTFS_GB_MAX", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=i64::from(DISK_GIB_MAX)))]
     rootfs_gb_max: u32,
 
-    /// vCPUs of a sandbox [default: 2, or 1 on a host of one processor]
+    /// vCPUs of a sandbox that asks for nothing else [default: 2, or 1 on a host of one processor]
     #[arg(long, env = "PODFLARE_VCPUS", value_parser = clap::value_parser!(u8).range(1..=VCPUS_MAX.into()))]
     vcpus: Option<u8>,
 
@@ -170,6 +187,10 @@ pub struct Settings {
     pub sandboxes_max: u32,
     pub disk_gib_max: u32,
     pub vcpus: u8,
+    /// What sandboxes may ask for.
+    pub sizes: SizeLimits,
+    pub template_dir: Option<PathBuf>,
+    pub templates_max: u32,
     pub boot_timeout: Duration,
     pub huge_pages: bool,
     pub network: NetworkSettings,
@@ -190,8 +211,12 @@ pub enum NetworkSettings {
 /// More vCPUs than processors only wait for each other: with two on one, a guest's small tasks take twice
 /// as long.
 fn vcpus_for_this_host() -> u8 {
+    VCPUS.min(processors())
+}
+
+fn processors() -> u8 {
     let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
-    if processors > 1 { VCPUS } else { 1 }
+    u8::try_from(processors).unwrap_or(u8::MAX).min(VCPUS_MAX)
 }
 
 /// What the template boots from.
@@ -247,6 +272,11 @@ impl Arguments {
                 idle: Duration::from_secs(self.idle_timeout_max.max(self.idle_timeout)),
             },
         };
+        let vcpus = self.vcpus.unwrap_or_else(vcpus_for_this_host);
+        let sizes = SizeLimits {
+            ram_mib_max: self.ram_mib_max,
+            vcpus_max: self.vcpus_max.unwrap_or_else(processors).max(vcpus),
+        };
         Ok(Settings {
             listen: self.listen,
             authentication: self.authentication()?,
@@ -256,7 +286,10 @@ impl Arguments {
             pool_size: self.pool_size,
             sandboxes_max: self.sandboxes_max,
             disk_gib_max: self.rootfs_gb_max,
-            vcpus: self.vcpus.unwrap_or_else(vcpus_for_this_host),
+            vcpus,
+            sizes,
+            template_dir: self.template_dir,
+            templates_max: self.templates_max,
             boot_timeout: Duration::from_secs(self.boot_timeout),
             huge_pages: self.huge_pages,
             network: if self.no_network {

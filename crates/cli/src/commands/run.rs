@@ -6,6 +6,7 @@ use crate::interrupt;
 use crate::output::Output;
 use anyhow::Context;
 use podflare_api::exec::{ExecEventKind, ExecRequest, Language};
+use podflare_api::sandbox::CreateSandbox;
 use podflare_emulated_host::places::Places;
 use std::io;
 use std::process::ExitCode;
@@ -18,7 +19,13 @@ pub(crate) fn run(args: &Run, places: &Places, output: &Output) -> anyhow::Resul
     let language = if args.bash { Language::Bash } else { Language::Python };
     let client = Client::of(&args.host, places)?;
     let sandbox = interrupt::closes(&client)?;
-    let id = sandbox.set(|| client.create())?;
+    let wanted = CreateSandbox {
+        template: args.template.clone(),
+        ram_mib: args.ram_mib,
+        vcpus: args.vcpus,
+        ..CreateSandbox::default()
+    };
+    let id = sandbox.set(|| client.create(&wanted))?;
     let result = client.exec(
         &id,
         &ExecRequest { code, language, cancel_on_disconnect: true, ..ExecRequest::default() },

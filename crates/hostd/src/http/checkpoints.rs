@@ -22,7 +22,7 @@ pub(super) async fn take(
     JsonBody(request): JsonBody<CheckpointRequest>,
 ) -> Result<Timed<CheckpointView>, ApiError> {
     let (view, phases) = take::take(&app, &id, request.name).await?;
-    app.pool.activity.touch();
+    app.activity.touch();
     Ok((Extension(phases), Json(view)))
 }
 
@@ -52,7 +52,7 @@ pub(super) async fn inspect(
 pub(super) async fn delete(State(app): State<Arc<App>>, id: Result<Ids<String>, ApiError>) -> StatusCode {
     if let Ok(Ids(id)) = id {
         app.registry.delete_checkpoint(&id);
-        app.pool.activity.touch();
+        app.activity.touch();
     }
     StatusCode::NO_CONTENT
 }
@@ -63,7 +63,7 @@ pub(super) async fn fork(
     JsonBody(request): JsonBody<ForkRequest>,
 ) -> Result<Timed<Forked>, ApiError> {
     let (forked, phases) = fork::fork(&app, &checkpoint_id(id)?, &request).await?;
-    app.pool.activity.touch();
+    app.activity.touch();
     Ok((Extension(phases), Json(forked)))
 }
 
@@ -73,7 +73,7 @@ pub(super) async fn restore(
     JsonBody(request): JsonBody<RestoreRequest>,
 ) -> Result<(Extension<Phases>, StatusCode), ApiError> {
     let phases = restore::restore(&app, &id, &request.checkpoint).await?;
-    app.pool.activity.touch();
+    app.activity.touch();
     Ok((Extension(phases), StatusCode::NO_CONTENT))
 }
 

@@ -20,6 +20,9 @@ use crate::sandbox::ping::PingError;
 use crate::sandbox::registry::{FindCheckpointError, FindError};
 use crate::sandbox::restore::RestoreError;
 use crate::sandbox::terminal::TerminalError;
+use crate::template::folder::FolderError;
+use crate::template::shelf::{RemoveError, UseError};
+use crate::template::take::TakeError as TakeTemplateError;
 use axum::Json;
 use axum::extract::rejection::BytesRejection;
 use axum::http::header::RETRY_AFTER;
@@ -142,14 +145,62 @@ fn status_of_no_slot(error: &NoSlot) -> StatusCode {
 impl From<CreateError> for ApiError {
     fn from(error: CreateError) -> ApiError {
         let status = match &error {
-            CreateError::UnknownTemplate { .. } => StatusCode::NOT_FOUND,
+            CreateError::Use(UseError::AllInUse { .. }) | CreateError::Boots { .. } => {
+                return ApiError::busy(&error);
+            }
+            CreateError::Use(error) => status_of_use(error),
             CreateError::NotReady { .. } => StatusCode::SERVICE_UNAVAILABLE,
             CreateError::NoSlot(error) => status_of_no_slot(error),
             CreateError::Busy(error) => return ApiError::busy(error),
             CreateError::Egress(_) => StatusCode::BAD_REQUEST,
-            CreateError::Copy(_) | CreateError::Grow(_) | CreateError::Ended | CreateError::Network(_) => {
-                StatusCode::INTERNAL_SERVER_ERROR
-            }
+            CreateError::Boot(_)
+            | CreateError::Copy(_)
+            | CreateError::Grow(_)
+            | CreateError::Ended
+            | CreateError::Network(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        ApiError::new(status, &error)
+    }
+}
+
+fn status_of_use(error: &UseError) -> StatusCode {
+    match error {
+        UseError::Unknown { .. } => StatusCode::NOT_FOUND,
+        UseError::AllInUse { .. } | UseError::TooMany | UseError::ShuttingDown => {
+            StatusCode::SERVICE_UNAVAILABLE
+        }
+    }
+}
+
+impl From<UseError> for ApiError {
+    fn from(error: UseError) -> ApiError {
+        ApiError::new(status_of_use(&error), &error)
+    }
+}
+
+impl From<TakeTemplateError> for ApiError {
+    fn from(error: TakeTemplateError) -> ApiError {
+        let status = match &error {
+            TakeTemplateError::Default => StatusCode::CONFLICT,
+            TakeTemplateError::NoFolder
+            | TakeTemplateError::Folder {
+                source: FolderError::NoSuchFolder { .. } | FolderError::Name { .. },
+                ..
+            } => StatusCode::NOT_FOUND,
+            TakeTemplateError::Folder { .. } => StatusCode::CONFLICT,
+            TakeTemplateError::Use(error) => status_of_use(error),
+            TakeTemplateError::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
+            TakeTemplateError::Boot { .. } => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        ApiError::new(status, &error)
+    }
+}
+
+impl From<RemoveError> for ApiError {
+    fn from(error: RemoveError) -> ApiError {
+        let status = match &error {
+            RemoveError::Default | RemoveError::BeingTaken { .. } => StatusCode::CONFLICT,
+            RemoveError::Unknown(error) => status_of_use(error),
         };
         ApiError::new(status, &error)
     }

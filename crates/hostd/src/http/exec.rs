@@ -41,7 +41,7 @@ pub(super) async fn exec(
     let exec_id = [(EXEC_ID_HEADER, reader.id.to_string())];
     // How long it will wait behind other code is not known yet.
     let phases = Phases::default().with("submit", begun.elapsed());
-    let events = EventStream::new(reader, app.settings.heartbeat, app.pool.activity.execute());
+    let events = EventStream::new(reader, app.settings.heartbeat, app.activity.execute());
     Ok((Extension(phases), exec_id, ndjson(Body::from_stream(events))).into_response())
 }
 

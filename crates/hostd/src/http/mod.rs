@@ -16,6 +16,7 @@ mod path;
 mod pty;
 mod sandboxes;
 mod serve;
+mod templates;
 
 use crate::app::App;
 use axum::Router;
@@ -62,6 +63,11 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/sandboxes/{id}/pty/{pty}/kill", post(pty::kill))
         .route("/v1/sandboxes/{id}/ping", get(sandboxes::ping))
         .route("/v1/sandboxes/{id}/replay", get(exec::replay))
+        .route("/v1/templates", get(templates::list))
+        .route(
+            "/v1/templates/{name}",
+            get(templates::inspect).post(templates::take).delete(templates::remove),
+        )
         .route("/v1/capacity", get(node::capacity))
         .route_layer(from_fn_with_state(app.clone(), auth::require_key));
     Router::new()

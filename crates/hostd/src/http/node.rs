@@ -2,7 +2,8 @@
 
 use super::error::ApiError;
 use crate::app::App;
-use crate::template::{self, Availability};
+use crate::template::Availability;
+use crate::template::variant::Variant;
 use axum::Json;
 use axum::extract::State;
 use axum::http::HeaderValue;
@@ -16,42 +17,53 @@ use std::time::Duration;
 const BASIS_POINTS: u64 = 10_000;
 
 pub(super) async fn healthz(State(app): State<Arc<App>>) -> Result<&'static str, ApiError> {
-    match app.template() {
+    match app.templates.default().availability() {
         Availability::Ready(_) => Ok("ok"),
         Availability::Not(why) => Err(ApiError::unavailable(why.into_owned())),
+        // The default one never is.
+        Availability::Gone(_) => Err(ApiError::unavailable("the template is gone".to_owned())),
     }
 }
 
 pub(super) async fn capacity(State(app): State<Arc<App>>) -> Json<Capacity> {
-    let counters = app.pool.counters();
-    let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
-    let creates = counters.hits + counters.misses;
-    let hit_rate_bp = (counters.hits * BASIS_POINTS).checked_div(creates).unwrap_or(0);
-    let template = app.template();
-    let (hot_pages, rested) = match &template {
-        Availability::Ready(template) => (template.hot_pages, template.rested),
-        Availability::Not(_) => (0, false),
-    };
     Json(Capacity {
         sandboxes: count(app.registry.len()),
         checkpoints: count(app.registry.checkpoints().len()),
         sandboxes_max: app.settings.sandboxes_max,
-        templates: vec![TemplateCapacity {
-            template: template::DEFAULT.to_owned(),
-            available: matches!(template, Availability::Ready(_)),
-            rested,
-            hot_pages,
-            pool_size: count(counters.levels.wanted),
-            pool_target: count(counters.levels.target),
-            pool_ready: count(counters.levels.ready),
-            pool_starting: count(counters.levels.starting),
-            pool_hits: counters.hits,
-            pool_misses: counters.misses,
-            pool_hit_rate_bp: u32::try_from(hit_rate_bp).unwrap_or(u32::MAX),
-            on_demand_boot_ms_mean: counters.on_demand_mean.map(milliseconds),
-            pool_refill_ms_mean: counters.refill_mean.map(milliseconds),
-        }],
+        templates: app.templates.variants().iter().map(|variant| template_capacity(variant)).collect(),
     })
+}
+
+fn template_capacity(variant: &Variant) -> TemplateCapacity {
+    let counters = variant.pool.counters();
+    let creates = counters.hits + counters.misses;
+    let hit_rate_bp = (counters.hits * BASIS_POINTS).checked_div(creates).unwrap_or(0);
+    let availability = variant.availability();
+    let (hot_pages, rested) = match &availability {
+        Availability::Ready(template) => (template.hot_pages, template.rested),
+        Availability::Not(_) | Availability::Gone(_) => (0, false),
+    };
+    TemplateCapacity {
+        template: variant.shape.template.clone(),
+        ram_mib: variant.shape.memory_mib,
+        vcpus: variant.shape.vcpus,
+        available: matches!(availability, Availability::Ready(_)),
+        rested,
+        hot_pages,
+        pool_size: count(counters.levels.wanted),
+        pool_target: count(counters.levels.target),
+        pool_ready: count(counters.levels.ready),
+        pool_starting: count(counters.levels.starting),
+        pool_hits: counters.hits,
+        pool_misses: counters.misses,
+        pool_hit_rate_bp: u32::try_from(hit_rate_bp).unwrap_or(u32::MAX),
+        on_demand_boot_ms_mean: counters.on_demand_mean.map(milliseconds),
+        pool_refill_ms_mean: counters.refill_mean.map(milliseconds),
+    }
+}
+
+fn count(count: usize) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
 }
 
 fn milliseconds(duration: Duration) -> u64 {

@@ -54,7 +54,7 @@ pub(super) async fn delete(
     let begun = Instant::now();
     if let Ok(Ids(id)) = id {
         app.registry.delete(&id);
-        app.pool.activity.touch();
+        app.activity.touch();
     }
     // The machine is ended off the path.
     (Extension(Phases::default().with("remove", begun.elapsed())), StatusCode::NO_CONTENT)
@@ -66,7 +66,7 @@ pub(super) async fn fork(
     JsonBody(request): JsonBody<ForkRequest>,
 ) -> Result<Timed<Forked>, ApiError> {
     let (forked, phases) = fork::fork(&app, &id, &request).await?;
-    app.pool.activity.touch();
+    app.activity.touch();
     Ok((Extension(phases), Json(forked)))
 }
 
@@ -76,6 +76,6 @@ pub(super) async fn merge_into(
 ) -> Result<(Extension<Phases>, StatusCode), ApiError> {
     let begun = Instant::now();
     merge::merge_into(&app, &parent, &winner).await?;
-    app.pool.activity.touch();
+    app.activity.touch();
     Ok((Extension(Phases::default().with("swap", begun.elapsed())), StatusCode::NO_CONTENT))
 }

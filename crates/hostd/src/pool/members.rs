@@ -1,6 +1,6 @@
 //! A pool's members and what it has counted: one plain lock, held for a push or a pop, never across an await.
 
-use super::policy::{self, Demand, Levels, Memory};
+use super::policy::{self, Demand, Levels};
 use crate::sandbox::Sandbox;
 use crate::sandbox::state::EndCause;
 use std::collections::VecDeque;
@@ -76,8 +76,11 @@ impl Members {
         self.missed += took;
     }
 
-    pub(super) fn forget(&mut self, sandbox: &Sandbox) {
+    /// Whether it was one of them.
+    pub(super) fn forget(&mut self, sandbox: &Sandbox) -> bool {
+        let before = self.ready.len();
         self.ready.retain(|member| !member.sandbox.is(sandbox));
+        self.ready.len() < before
     }
 
     pub(super) fn drain(&mut self) -> Vec<Sandbox> {
@@ -93,11 +96,16 @@ impl Members {
         self.ready.front().map(|member| now - member.made)
     }
 
-    /// Says anew what the pool is to have.
-    pub(super) fn set_wanted(&mut self, now: Instant, memory: Option<Memory>) -> Levels {
+    /// What the pool would have if memory did not count, and what it has.
+    pub(super) fn demand(&mut self, now: Instant) -> (usize, usize) {
         let recent = self.demand.recent(now.into_std());
-        let members = self.ready.len() + self.starting;
-        self.wanted = if self.closed { 0 } else { policy::wanted(self.target, recent, members, memory) };
+        let wanted = if self.closed { 0 } else { policy::wanted(self.target, recent) };
+        (wanted, self.ready.len() + self.starting)
+    }
+
+    /// Says anew what the pool is to have.
+    pub(super) fn set_wanted(&mut self, wanted: usize) -> Levels {
+        self.wanted = if self.closed { 0 } else { wanted };
         self.levels()
     }
 
@@ -117,7 +125,7 @@ impl Members {
         }
         self.refills.push_back(took);
         if self.closed {
-            sandbox.end(EndCause::Shutdown);
+            sandbox.end(EndCause::Surplus);
         } else if !sandbox.has_ended() {
             self.ready.push_back(Member { sandbox, made: Instant::now() });
         }

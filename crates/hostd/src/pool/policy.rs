@@ -100,10 +100,21 @@ pub fn ceiling(target: usize) -> usize {
     target * GROWTH_MAX
 }
 
-/// What a pool is to have that has so many `members`, the starting ones included.
-pub fn wanted(target: usize, recent_creates: usize, members: usize, memory: Option<Memory>) -> usize {
-    let wanted = recent_creates.clamp(target, ceiling(target));
-    memory.map_or(wanted, |memory| wanted.min(affordable(members, memory)))
+/// What a pool would have if memory did not count.
+pub fn wanted(target: usize, recent_creates: usize) -> usize {
+    recent_creates.clamp(target, ceiling(target))
+}
+
+/// What each of several pools is to have that together have so many `members`, the starting ones included. Where
+/// memory does not allow all that they want, the first come first.
+pub fn share(wanted: &[usize], members: usize, memory: Option<Memory>) -> Vec<usize> {
+    let mut left = memory.map_or(usize::MAX, |memory| affordable(members, memory));
+    let give = |wanted: &usize| {
+        let given = left.min(*wanted);
+        left -= given;
+        given
+    };
+    wanted.iter().map(give).collect()
 }
 
 /// How many members memory allows.
@@ -195,10 +206,20 @@ mod tests {
 
     #[test]
     fn a_pool_follows_demand_up_to_its_ceiling_and_falls_back_to_its_target() {
-        assert_eq!(wanted(4, 0, 4, None), 4);
-        assert_eq!(wanted(4, 9, 4, None), 9);
-        assert_eq!(wanted(4, 1000, 4, None), 16);
-        assert_eq!(wanted(0, 1000, 0, None), 0, "who wants no pool gets none");
+        assert_eq!(wanted(4, 0), 4);
+        assert_eq!(wanted(4, 9), 9);
+        assert_eq!(wanted(4, 1000), 16);
+        assert_eq!(wanted(0, 1000), 0, "who wants no pool gets none");
+    }
+
+    #[test]
+    fn several_pools_share_the_memory_that_there_is_once() {
+        let total = 64 * MEMBER_LEN * RESERVE_PART;
+        let room_for =
+            |members: u64| Memory { total, available: total / RESERVE_PART + members * MEMBER_LEN };
+        assert_eq!(share(&[4, 2, 1], 0, None), [4, 2, 1]);
+        assert_eq!(share(&[4, 2, 1], 0, Some(room_for(5))), [4, 1, 0]);
+        assert_eq!(share(&[4, 2, 1], 3, Some(room_for(3))), [4, 2, 0], "what they have counts");
     }
 
     #[test]
@@ -247,12 +268,16 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_wanted_is_bounded_by_ceiling_and_memory(
-            target in 0_usize..1024, creates in 0_usize..5000, members in 0_usize..5000,
+            pools in prop::collection::vec((0_usize..1024, 0_usize..5000), 1..10), members in 0_usize..5000,
             total in 0_u64..1 << 40, part in 0_u64..=100
         ) {
             let memory = Memory { total, available: total / 100 * part };
-            let wanted = wanted(target, creates, members, Some(memory));
-            prop_assert!(wanted <= ceiling(target));
+            let each: Vec<usize> = pools.iter().map(|(target, creates)| wanted(*target, *creates)).collect();
+            let shares = share(&each, members, Some(memory));
+            for ((target, _), share) in pools.iter().zip(&shares) {
+                prop_assert!(*share <= ceiling(*target));
+            }
+            let wanted: usize = shares.iter().sum();
             if wanted > members {
                 let len = (wanted - members) as u64 * MEMBER_LEN;
                 prop_assert!(memory.available >= total / RESERVE_PART + len);

@@ -1,4 +1,5 @@
-//! A new sandbox: a member of the pool, or a copy of the template made on demand. Never a boot.
+//! A new sandbox: a member of a pool, or a copy of the template made on demand. A template that nobody has used lately,
+//! or not in that size, is booted first, once for all who wait.
 
 use super::Sandbox;
 use super::admission::Busy;
@@ -11,20 +12,33 @@ use crate::app::{App, NoSlot};
 use crate::network::NetworkError;
 use crate::network::egress::{Egress, EgressError};
 use crate::phases::Phases;
-use crate::template::{self, Availability};
+use crate::template::boot::BootError;
+use crate::template::shelf::UseError;
+use crate::template::variant::{InUse, Variant};
+use crate::template::{Availability, Shape, Template};
 use podflare_api::sandbox::{CreateSandbox, SandboxCreated, SandboxView};
 use std::sync::Arc;
-use tokio::time::Instant;
+use std::time::Duration;
+use tokio::time::{Instant, timeout};
 
 /// Sandboxes that may end in the very moment in which they are given out, before a create gives up.
 const ATTEMPTS: usize = 3;
 
+/// How long a create waits for a template to boot. The published SDK waits 30 s for its answer.
+const BOOT_WAIT: Duration = Duration::from_secs(20);
+
 #[derive(Debug, thiserror::Error)]
 pub enum CreateError {
-    #[error("template {name:?} not found; this host has: {}", template::DEFAULT)]
-    UnknownTemplate { name: String },
+    #[error(transparent)]
+    Use(#[from] UseError),
     #[error("The template is not ready: {why}")]
     NotReady { why: String },
+    #[error(
+        "The template {template:?} boots, with {ram_mib} MiB and {vcpus} vCPUs; try again in a few seconds"
+    )]
+    Boots { template: String, ram_mib: u32, vcpus: u8 },
+    #[error("Could not boot the template for this")]
+    Boot(#[source] Arc<BootError>),
     #[error(transparent)]
     NoSlot(#[from] NoSlot),
     #[error(transparent)]
@@ -56,16 +70,13 @@ pub async fn create(
     app: &Arc<App>,
     request: &CreateSandbox,
 ) -> Result<(SandboxCreated, Phases), CreateError> {
-    if let Some(name) = &request.template
-        && name != template::DEFAULT
-    {
-        return Err(CreateError::UnknownTemplate { name: name.clone() });
-    }
     let egress = request.egress.as_ref().map(Egress::parse).transpose()?.unwrap_or_default();
     let terms = app.settings.terms.terms(request.timeout_seconds, request.idle_timeout_seconds);
     for _ in 0..ATTEMPTS {
         let slot = app.acquire_slots(1)?;
-        let (sandbox, mut phases) = claim_or_copy(app, &egress).await?;
+        let name = request.template.as_deref();
+        let variant = app.templates.use_for_create(app, name, request.ram_mib, request.vcpus)?;
+        let Some((sandbox, mut phases)) = claim_or_copy(app, &variant, &egress).await? else { continue };
         let disk_gib = disk_gib(request.rootfs_gb, sandbox.shape().disk_gib, app.settings.disk_gib_max);
         if disk_gib > sandbox.shape().disk_gib {
             let begun = Instant::now();
@@ -108,26 +119,49 @@ impl Drop for Unclaimed<'_> {
     }
 }
 
-async fn claim_or_copy(app: &Arc<App>, egress: &Egress) -> Result<(Sandbox, Phases), CreateError> {
+/// None if the variant has gone meanwhile, and there may be another.
+async fn claim_or_copy(
+    app: &Arc<App>,
+    variant: &InUse,
+    egress: &Egress,
+) -> Result<Option<(Sandbox, Phases)>, CreateError> {
     let begun = Instant::now();
-    if let Some(member) = app.pool.claim() {
+    let claimed = variant.pool.claim();
+    app.activity.touch();
+    if let Some(member) = claimed {
         let claimed = begun.elapsed();
         let unclaimed = Unclaimed(Some(&member));
         member.set_egress(egress).await.map_err(CreateError::Network)?;
         unclaimed.keep();
         let phases = Phases::default().with("claim", claimed);
-        return Ok((member, phases.with("egress", begun.elapsed() - claimed)));
+        return Ok(Some((member, phases.with("egress", begun.elapsed() - claimed))));
     }
-    let template = match app.template() {
-        Availability::Ready(template) => template,
-        Availability::Not(why) => return Err(CreateError::NotReady { why: why.into_owned() }),
-    };
+    let Some(template) = booted(app, variant).await? else { return Ok(None) };
+    let boot = begun.elapsed();
     let _turn = app.admission.turn(1).await?;
-    let wait = begun.elapsed();
+    let wait = begun.elapsed() - boot;
     let begun = Instant::now();
     let (sandbox, times) = app.copy_template(&template, egress, CREATE_LIMITS).await?;
-    app.pool.count_miss(begun.elapsed());
-    Ok((sandbox, times.record(Phases::default().with("wait", wait))))
+    variant.pool.count_miss(begun.elapsed());
+    let phases = Phases::default().with("boot", boot).with("wait", wait);
+    Ok(Some((sandbox, times.record(phases))))
+}
+
+/// Waits for a variant that boots, but for the default one, which boots with the host.
+async fn booted(app: &App, variant: &Arc<Variant>) -> Result<Option<Arc<Template>>, CreateError> {
+    let availability = match Arc::ptr_eq(variant, app.templates.default()) {
+        true => variant.availability(),
+        false => timeout(BOOT_WAIT, variant.booted()).await.map_err(|_| {
+            let Shape { template, memory_mib, vcpus, .. } = Shape::clone(&variant.shape);
+            CreateError::Boots { template, ram_mib: memory_mib, vcpus }
+        })?,
+    };
+    match availability {
+        Availability::Ready(template) => Ok(Some(template)),
+        Availability::Not(why) => Err(CreateError::NotReady { why: why.into_owned() }),
+        Availability::Gone(Some(error)) => Err(CreateError::Boot(error)),
+        Availability::Gone(None) => Ok(None),
+    }
 }
 
 fn created(view: SandboxView) -> SandboxCreated {

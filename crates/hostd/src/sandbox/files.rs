@@ -119,7 +119,7 @@ impl Operation {
         for _ in 0..2 {
             let sandbox = app.registry.find(id)?;
             let place = sandbox.file_place().ok_or(FileError::TooMany)?;
-            let in_use = (!only_watches).then(|| (sandbox.begin_use(), app.pool.activity.execute()));
+            let in_use = (!only_watches).then(|| (sandbox.begin_use(), app.activity.execute()));
             let stream = match sandbox.machine().connect(FILES_PORT) {
                 Ok(stream) => stream,
                 Err(VmmError::Ended) => continue,

@@ -5,7 +5,8 @@
 //! would make the host's start the longer by ten seconds. So sandboxes are made of the template as it booted while a
 //! copy of it, which nobody uses, comes to rest; from then on they are made of that one.
 
-use super::{SettleError, Template, learn_hot_pages};
+use super::Template;
+use super::boot::{SettleError, learn_hot_pages};
 use crate::vmm::{Fork, Machine, VmmError};
 use std::sync::Arc;
 use std::time::Duration;

@@ -22,9 +22,9 @@ async fn a_created_sandbox_is_ready_and_keeps_its_variables() {
 
 #[tokio::test]
 async fn the_answer_says_what_the_sandbox_really_has() {
-    let host = Host::start(&["--timeout-max", "3600", "--vcpus", "2"]).await;
+    let host = Host::start(&["--timeout-max", "3600", "--vcpus", "1", "--vcpus-max", "2"]).await;
     let asked = json!({
-        "template": "default", "ram_mib": 65536, "rootfs_gb": 512, "timeout_seconds": 100_000,
+        "template": "default", "ram_mib": 65536, "vcpus": 200, "rootfs_gb": 512, "timeout_seconds": 100_000,
         "idle_timeout_seconds": 7, "persistent": true, "egress": true, "from_the_future": 1,
     });
     let created = host.create_with(&asked).await;
@@ -32,7 +32,7 @@ async fn the_answer_says_what_the_sandbox_really_has() {
     assert_eq!(created["template"], "default");
     assert_eq!(
         (&created["ram_mib"], &created["rootfs_gb"], &created["vcpus"]),
-        (&json!(1024), &json!(64), &json!(2))
+        (&json!(8192), &json!(64), &json!(2))
     );
     assert_eq!(created["timeout_seconds"], 3600);
     assert_eq!(created["idle_timeout_seconds"], 7);
@@ -371,7 +371,7 @@ async fn a_host_that_shuts_down_gives_nothing_out() {
     }
     host.pool_is_full().await;
     host.machines_are(7).await;
-    for member in host.app.pool.close() {
+    for member in host.pool().close() {
         member.end(podflare_hostd::sandbox::state::EndCause::Shutdown);
     }
     host.machines_are(3).await;

@@ -177,7 +177,7 @@ async fn a_request_whose_sandbox_ends_meanwhile_gets_an_answer() {
     }
     host.pool_is_full().await;
     until("only the template and the pool are left", async || {
-        host.vmm.alive() as usize == 1 + host.app.pool.counters().levels.ready
+        host.vmm.alive() as usize == 1 + host.pool().counters().levels.ready
     })
     .await;
 }

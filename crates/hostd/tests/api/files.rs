@@ -122,7 +122,7 @@ async fn an_upload_under_way_in_the_source_of_a_fork_goes_on_there_alone() {
     let request = Request::put(format!("/v1/sandboxes/{id}/files?path=/root/file")).body(body).unwrap();
     let upload = tokio::spawn(async move { router.oneshot(request).await.unwrap().status() });
     // The body has been taken when its channel is empty.
-    until("the upload is under way", async || host.app.pool.activity.now().executions == 1).await;
+    until("the upload is under way", async || host.app.activity.now().executions == 1).await;
     let child = host.fork(&id, 1).await.remove(0);
     sender.send(Ok(Bytes::from_static(b"w"))).unwrap();
     drop(sender);
@@ -297,7 +297,7 @@ async fn a_sandbox_that_ends_under_an_upload_says_so() {
     let router = host.router();
     let request = Request::put(format!("/v1/sandboxes/{id}/files?path=/root/file")).body(body).unwrap();
     let upload = tokio::spawn(async move { router.oneshot(request).await.unwrap().status() });
-    until("the upload is under way", async || host.app.pool.activity.now().executions == 1).await;
+    until("the upload is under way", async || host.app.activity.now().executions == 1).await;
     host.delete(&id).await;
     assert_eq!(upload.await.unwrap(), StatusCode::NOT_FOUND);
 }

@@ -12,6 +12,7 @@ use podflare_hostd::config::{Arguments, NetworkSettings, Settings};
 use podflare_hostd::http::router;
 use podflare_hostd::network::Network;
 use podflare_hostd::network::fake::FakeDriver;
+use podflare_hostd::pool::Pool;
 use podflare_hostd::template::Availability;
 use podflare_hostd::vmm::fake::FakeVmm;
 use serde_json::{Value, json};
@@ -48,7 +49,7 @@ impl Host {
     /// A host whose template is ready and whose pool is full.
     pub(crate) async fn start(arguments: &[&str]) -> Host {
         let host = Host::start_without_template(arguments);
-        let mut template = host.app.watch_template();
+        let mut template = host.app.templates.default().watch();
         let ready = template.wait_for(|availability| matches!(availability, Availability::Ready(_)));
         tokio::time::timeout(DEADLINE, ready).await.unwrap().unwrap();
         host.pool_is_full().await;
@@ -204,13 +205,18 @@ impl Host {
         lines.collect::<Vec<_>>().join("\n")
     }
 
+    /// The default template's.
+    pub(crate) fn pool(&self) -> &Pool {
+        &self.app.templates.default().pool
+    }
+
     pub(crate) async fn capacity(&self) -> Value {
         self.get("/v1/capacity").await.json()
     }
 
     pub(crate) async fn pool_is_full(&self) {
         until("the pool is full", async || {
-            let levels = self.app.pool.counters().levels;
+            let levels = self.pool().counters().levels;
             levels.ready >= levels.wanted && levels.starting == 0
         })
         .await;

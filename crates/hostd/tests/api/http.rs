@@ -127,14 +127,23 @@ async fn every_documented_endpoint_is_served() {
 
 #[tokio::test]
 async fn every_answer_says_how_long_it_took() {
-    let host = Host::start(&[]).await;
+    let folder = tempfile::tempdir().unwrap();
+    let template = "mine".to_owned();
+    put_template(folder.path(), &template);
+    let host = Host::start(&["--template-dir", folder.path().to_str().unwrap()]).await;
     for endpoint in ENDPOINTS {
         let refused = host.send(request_to(endpoint.method, endpoint.path)).await;
         assert!(timing(&refused.headers).contains("total;dur="), "{}", endpoint.path);
         let id = host.create().await;
         let winner = host.fork(&id, 1).await.remove(0);
         let checkpoint = host.checkpoint(&id).await;
-        let names = [("{id}", &id), ("{parent}", &id), ("{winner}", &winner), ("{checkpoint}", &checkpoint)];
+        let names = [
+            ("{id}", &id),
+            ("{parent}", &id),
+            ("{winner}", &winner),
+            ("{checkpoint}", &checkpoint),
+            ("{name}", &template),
+        ];
         let path = names.iter().fold(endpoint.path.to_owned(), |path, (name, id)| path.replace(name, id));
         if path.ends_with("/files/watch") {
             // It has no end; files.rs looks at its head.
@@ -169,6 +178,16 @@ async fn every_answer_says_how_long_it_took() {
     }
 }
 
+fn put_template(folder: &std::path::Path, name: &str) {
+    let manifest = json!({
+        "version": 1, "name": name, "rootfs": "rootfs.ext4", "ram_mib": 512, "vcpus": 1, "rootfs_gb": 4,
+        "digest": "d", "built_at_ms": 1,
+    });
+    std::fs::create_dir(folder.join(name)).unwrap();
+    std::fs::write(folder.join(name).join("template.json"), manifest.to_string()).unwrap();
+    std::fs::write(folder.join(name).join("rootfs.ext4"), "disk").unwrap();
+}
+
 fn timing(headers: &HeaderMap) -> &str {
     headers["server-timing"].to_str().unwrap()
 }
@@ -188,7 +207,8 @@ fn request_to(method: Method, path: &str) -> Request<Body> {
         .replace("{id}", "a")
         .replace("{parent}", "b")
         .replace("{winner}", "c")
-        .replace("{checkpoint}", "d");
+        .replace("{checkpoint}", "d")
+        .replace("{name}", "e");
     let request = match method {
         Method::Get => Request::get(path),
         Method::Put => Request::put(path),

@@ -17,3 +17,4 @@ mod pool;
 mod pty;
 mod restore;
 mod run;
+mod templates;

@@ -88,8 +88,7 @@ async fn nobody_waits_for_machines_that_are_taken_down() {
 #[tokio::test(start_paused = true)]
 async fn machines_are_taken_down_when_nobody_waits_but_soon() {
     let host = Host::start(&["--pool-size", "0"]).await;
-    let busy: Vec<_> =
-        (0..host.app.admission.processors()).map(|_| host.app.pool.activity.execute()).collect();
+    let busy: Vec<_> = (0..host.app.admission.processors()).map(|_| host.app.activity.execute()).collect();
     let [first, second] = [host.create().await, host.create().await];
     host.delete(&first).await;
     tokio::time::sleep(Duration::from_secs(1)).await;

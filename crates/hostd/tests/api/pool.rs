@@ -15,7 +15,7 @@ fn counters(capacity: &serde_json::Value) -> (u64, u64, u64) {
 async fn host_about_to_fill_its_pool(size: usize) -> Host {
     let host = Host::start_without_template(&["--pool-size", &size.to_string()]);
     host.vmm.set_renewal_time(Duration::from_millis(50));
-    until("the first members are made", async || host.app.pool.counters().levels.starting > 0).await;
+    until("the first members are made", async || host.pool().counters().levels.starting > 0).await;
     host
 }
 
@@ -60,7 +60,7 @@ async fn a_member_is_ready_though_its_sibling_failed() {
     let host = host_about_to_fill_its_pool(2).await;
     host.vmm.refuse_renewals(1);
     let begun = tokio::time::Instant::now();
-    until("one is ready", async || host.app.pool.counters().levels.ready == 1).await;
+    until("one is ready", async || host.pool().counters().levels.ready == 1).await;
     assert!(begun.elapsed().as_millis() < 100, "before the failed one is tried again");
     host.pool_is_full().await;
 }
@@ -76,11 +76,14 @@ async fn a_pool_that_cannot_be_filled_is_tried_again() {
 async fn a_template_that_is_lost_is_booted_again() {
     let host = Host::start(&["--pool-size", "1"]).await;
     let kept = host.create().await;
-    let podflare_hostd::template::Availability::Ready(template) = host.app.template() else { panic!() };
+    let podflare_hostd::template::Availability::Ready(template) = host.app.templates.default().availability()
+    else {
+        panic!()
+    };
     template.machine.end().await;
-    until("it has booted again", async || match host.app.template() {
+    until("it has booted again", async || match host.app.templates.default().availability() {
         podflare_hostd::template::Availability::Ready(now) => !std::sync::Arc::ptr_eq(&now, &template),
-        podflare_hostd::template::Availability::Not(_) => false,
+        _ => false,
     })
     .await;
     assert_eq!(host.text(&kept, "print still here").await, "still here");
@@ -141,7 +144,10 @@ async fn a_template_whose_copy_dies_at_rest_serves_as_it_booted() {
 #[tokio::test(start_paused = true)]
 async fn a_template_that_is_lost_while_it_comes_to_rest_is_booted_again() {
     let host = host_whose_guests_report(5).await;
-    let podflare_hostd::template::Availability::Ready(template) = host.app.template() else { panic!() };
+    let podflare_hostd::template::Availability::Ready(template) = host.app.templates.default().availability()
+    else {
+        panic!()
+    };
     template.machine.end().await;
     until("another has come to rest", async || is_rested(&host).await == Some(true)).await;
     host.create().await;
@@ -172,7 +178,7 @@ async fn a_pool_grows_with_demand_and_falls_back_to_its_target() {
     let template = &host.capacity().await["templates"][0];
     assert_eq!((&template["pool_size"], &template["pool_target"]), (&json!(5), &json!(2)));
     assert_eq!(template["pool_ready"], 5);
-    until("there are two again", async || host.app.pool.counters().levels.ready == 2).await;
+    until("there are two again", async || host.pool().counters().levels.ready == 2).await;
     // The template and the two.
     host.machines_are(3).await;
 }
@@ -182,18 +188,18 @@ async fn a_pool_is_no_larger_than_the_hosts_memory_allows() {
     let host = Host::start(&["--pool-size", "4"]).await;
     let total = 8 << 30;
     host.vmm.set_memory(Memory { total, available: 0 });
-    until("all members have ended", async || host.app.pool.counters().levels.ready == 0).await;
+    until("all members have ended", async || host.pool().counters().levels.ready == 0).await;
     let answer = host.post("/v1/sandboxes", &json!({})).await;
     assert_eq!(answer.status, 200, "a copy is made on demand: {}", answer.body);
     host.vmm.set_memory(Memory { total, available: total });
-    until("they are made again", async || host.app.pool.counters().levels.ready == 4).await;
+    until("they are made again", async || host.pool().counters().levels.ready == 4).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_member_is_made_when_nobody_waits_for_code() {
     let host = Host::start(&["--pool-size", "4"]).await;
     let processors = host.app.admission.processors();
-    let busy: Vec<_> = (0..processors).map(|_| host.app.pool.activity.execute()).collect();
+    let busy: Vec<_> = (0..processors).map(|_| host.app.activity.execute()).collect();
     let made = host.vmm.made();
     host.create().await;
     tokio::time::sleep(Duration::from_secs(1)).await;
@@ -206,8 +212,7 @@ async fn a_member_is_made_when_nobody_waits_for_code() {
 #[tokio::test(start_paused = true)]
 async fn a_host_that_is_always_busy_fills_its_pool_all_the_same() {
     let host = Host::start(&["--pool-size", "4"]).await;
-    let _busy: Vec<_> =
-        (0..host.app.admission.processors()).map(|_| host.app.pool.activity.execute()).collect();
+    let _busy: Vec<_> = (0..host.app.admission.processors()).map(|_| host.app.activity.execute()).collect();
     host.create().await;
     host.create().await;
     host.pool_is_full().await;
@@ -218,9 +223,9 @@ async fn an_execution_is_waited_for_until_its_answer_ends() {
     let host = Host::start(&[]).await;
     let id = host.create().await;
     let running = host.start_exec(&id, "sleep 20\nprint done").await;
-    assert_eq!(host.app.pool.activity.now().executions, 1);
+    assert_eq!(host.app.activity.now().executions, 1);
     running.rest().await;
-    assert_eq!(host.app.pool.activity.now().executions, 0);
+    assert_eq!(host.app.activity.now().executions, 0);
 }
 
 #[tokio::test(start_paused = true)]

@@ -105,6 +105,23 @@ async fn shutting_down_ends_every_machine_and_tells_running_executions() {
 }
 
 #[tokio::test]
+async fn shutting_down_ends_sizes_that_are_booted_or_boot_and_tells_who_waits_for_them() {
+    let daemon = Daemon::start().await;
+    daemon.create().await;
+    let mut other = daemon.request("POST /v1/sandboxes", r#"{"ram_mib": 512}"#).await;
+    serde_json::from_str::<podflare_api::sandbox::SandboxCreated>(&read_answer(&mut other).await).unwrap();
+    let boots = daemon.vmm.boots().len();
+    daemon.vmm.set_boot_time(Duration::from_secs(3600));
+    let mut waiting = daemon.request("POST /v1/sandboxes", r#"{"ram_mib": 768}"#).await;
+    crate::host::until("it boots", async || daemon.vmm.boots().len() > boots).await;
+    let vmm = daemon.vmm.clone();
+    daemon.stop().await.unwrap();
+    let answer = read_answer(&mut waiting).await;
+    assert!(answer.contains("shutting down"), "{answer}");
+    assert_eq!(vmm.alive(), 0);
+}
+
+#[tokio::test]
 async fn the_readmes_curl_creates_a_sandbox() {
     let daemon = Daemon::start().await;
     daemon.create().await;

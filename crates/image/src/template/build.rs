@@ -3,7 +3,6 @@
 use super::chamber::Chamber;
 use super::check;
 use super::declaration::{Declaration, FileToCopy, parse_mode};
-use super::manifest::{ReadyManifest, StartupManifest, TemplateManifest};
 use super::recipe::{Origin, Recipe, Stage, shipped};
 use super::store::{Locked, ROOT_DISK, Store, now_ms, set_mode};
 use crate::Progress;
@@ -13,11 +12,11 @@ use crate::error::BuildError;
 use crate::kernel::Kernel;
 use crate::machine_settings::MachineSettings;
 use crate::{disk, guest, oci, tool};
+use podflare_api::template::{MANIFEST_VERSION, ReadyManifest, StartupManifest, TemplateManifest};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-const MANIFEST_VERSION: u32 = 1;
 const GIB: u64 = 1 << 30;
 
 /// What a release is installed with, for the agent and for the network. All else is the declaration's.

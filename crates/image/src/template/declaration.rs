@@ -1,17 +1,14 @@
 //! A template's declaration: what its author writes, checked before anything is built.
 
 use crate::error::BuildError;
+use podflare_api::template::{DEFAULT, is_name};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 
-/// The template that is always there: the image of `images/guest.toml`.
-pub const DEFAULT: &str = "default";
-
 /// Longer is no declaration.
 const DECLARATION_BYTES_MAX: u64 = 1 << 20;
-const NAME_LEN_MAX: usize = 63;
 const DESCRIPTION_LEN_MAX: usize = 500;
 /// Packages, requirements, files, commands, or variables of one declaration.
 const ITEMS_MAX: usize = 1000;
@@ -303,22 +300,12 @@ fn wrong(key: &str, reason: &str) -> Wrong {
     Wrong { key: key.to_owned(), reason: reason.to_owned() }
 }
 
-/// Names are in paths, URLs and tables.
-pub fn is_name(name: &str) -> bool {
-    is_word(name, |c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
-        && name.len() <= NAME_LEN_MAX
-        && !name.starts_with('-')
-        && !name.ends_with('-')
-}
-
 fn check_name(key: &str, name: &str) -> Result<(), Wrong> {
     match is_name(name) {
         true => Ok(()),
         false => Err(wrong(
             key,
-            &format!(
-                "{name:?} is no name: small letters, digits and '-' between them, at most {NAME_LEN_MAX}"
-            ),
+            &format!("{name:?} is no name: small letters, digits and '-' between them, at most 63"),
         )),
     }
 }

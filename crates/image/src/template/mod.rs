@@ -7,7 +7,6 @@
 
 pub mod build;
 pub mod declaration;
-pub mod manifest;
 pub mod recipe;
 pub mod store;
 

@@ -1,8 +1,9 @@
 //! A declaration together with what it is based on: what is to be done, in order, and its digest.
 
-use super::declaration::{Base, DEFAULT, Declaration, FileToCopy, Ready, Size};
+use super::declaration::{Base, Declaration, FileToCopy, Ready, Size};
 use crate::cache::{Key, KeyBuilder};
 use crate::error::BuildError;
+use podflare_api::template::DEFAULT;
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;

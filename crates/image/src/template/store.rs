@@ -9,10 +9,10 @@
 //! A root disk has a name that no other ever has, since the emulated host keeps what it has read of a name. A
 //! template's folder is put in place as a whole, by one rename.
 
-use super::declaration::{Declaration, is_name};
-use super::manifest::TemplateManifest;
+use super::declaration::Declaration;
 use crate::disk;
 use crate::error::BuildError;
+use podflare_api::template::{TemplateManifest, is_name};
 use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
 use rustix::io::Errno;
 use std::fs::{self, File};

@@ -40,6 +40,8 @@ from podflare._types import (
     Language,
     NetworkInfo,
     SandboxInfo,
+    TemplateInfo,
+    TemplateSize,
 )
 from podflare._version import __version__
 
@@ -74,6 +76,8 @@ __all__ = [
     "Sandbox",
     "SandboxInfo",
     "SandboxNotFoundError",
+    "TemplateInfo",
+    "TemplateSize",
     "UnauthorizedError",
     "__version__",
     "close_default_client",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import threading
+import time
 import weakref
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -14,7 +15,7 @@ from urllib.parse import quote
 
 import httpx
 
-from podflare._errors import ProtocolError, api_error, file_error, transport_errors
+from podflare._errors import CapacityError, ProtocolError, api_error, file_error, transport_errors
 from podflare._stream import events, execution_events, file_events
 from podflare._types import (
     CheckpointInfo,
@@ -28,6 +29,7 @@ from podflare._types import (
     NetworkInfo,
     RemotePath,
     SandboxInfo,
+    TemplateInfo,
     encoded,
     exec_body,
 )
@@ -119,6 +121,7 @@ class Client:
         timeout_seconds: int | None = None,
         idle_timeout_seconds: int | None = None,
         ram_mib: int | None = None,
+        vcpus: int | None = None,
         rootfs_gb: int | None = None,
         persistent: bool | None = None,
         egress: Egress | None = None,
@@ -133,6 +136,7 @@ class Client:
             timeout_seconds=timeout_seconds,
             idle_timeout_seconds=idle_timeout_seconds,
             ram_mib=ram_mib,
+            vcpus=vcpus,
             rootfs_gb=rootfs_gb,
             persistent=persistent,
             egress=egress,
@@ -146,11 +150,15 @@ class Client:
         timeout_seconds: int | None = None,
         idle_timeout_seconds: int | None = None,
         ram_mib: int | None = None,
+        vcpus: int | None = None,
         rootfs_gb: int | None = None,
         persistent: bool | None = None,
         egress: Egress | None = None,
     ) -> SandboxInfo:
         """Create a sandbox and return what the host tells about it.
+
+        A host that says when to come back, because it boots a template or is busy, is asked again for two
+        minutes.
 
         Raises:
             ApiError: The host refused or failed.
@@ -160,12 +168,36 @@ class Client:
             "timeout_seconds": timeout_seconds,
             "idle_timeout_seconds": idle_timeout_seconds,
             "ram_mib": ram_mib,
+            "vcpus": vcpus,
             "rootfs_gb": rootfs_gb,
             "persistent": persistent,
             "egress": egress,
         }
         body = {name: value for name, value in wanted.items() if value is not None}
-        return _info(_answer(self._request("POST", "/v1/sandboxes", body=body, slow=True)))
+        deadline = time.monotonic() + _SLOW_TIMEOUT_SECONDS
+        while True:
+            try:
+                return _info(_answer(self._request("POST", "/v1/sandboxes", body=body, slow=True)))
+            except CapacityError as error:
+                pause = _retry_after(error.response)
+                if pause is None or time.monotonic() + pause > deadline:
+                    raise
+            time.sleep(pause)
+
+    def templates(self) -> list[TemplateInfo]:
+        """List the templates that sandboxes can be made of, "default" first."""
+        return [
+            cast(TemplateInfo, view) for view in _list(self._request("GET", "/v1/templates"), "templates")
+        ]
+
+    def template_info(self, name: str) -> TemplateInfo:
+        """Look at a template.
+
+        Raises:
+            ApiError: There is no such template; the message lists those that there are.
+        """
+        path = f"/v1/templates/{quote(name, safe='')}"
+        return cast(TemplateInfo, _answer(self._request("GET", path)))
 
     def list_sandboxes(self) -> list[SandboxInfo]:
         """List the sandboxes of this API key."""
@@ -508,6 +540,12 @@ class Client:
         if self.traceparent:
             headers["traceparent"] = self.traceparent
         return headers
+
+
+def _retry_after(response: httpx.Response) -> float | None:
+    """Return the seconds after which a host wants to be asked again, if it says so in seconds."""
+    told = response.headers.get("retry-after", "")
+    return min(float(told), _SLOW_TIMEOUT_SECONDS) if told.isdecimal() else None
 
 
 def resolve_host(host: str | None, region: str | None = None) -> str:

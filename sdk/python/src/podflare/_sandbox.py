@@ -36,7 +36,8 @@ class Sandbox:
     in the order of arrival.
 
     Args:
-        template: Name of the image and state to start from.
+        template: Name of the image and state to start from; otherwise "default". `Client.templates` lists
+            them.
         region: Where to create it, on hosts behind a router.
         host: Base URL. Otherwise PODFLARE_HOSTD_URL, then PODFLARE_HOST, then http://127.0.0.1:7070.
         client: Client to use; region, host, traceparent and api_key are then the client's own.
@@ -44,7 +45,9 @@ class Sandbox:
         api_key: Bearer key. Otherwise PODFLARE_API_KEY.
         timeout_seconds: Longest life, in seconds.
         idle_timeout_seconds: Longest time without running code, in seconds.
-        ram_mib: Memory, in MiB. Not yet: every sandbox has its template's.
+        ram_mib: Memory, in MiB; otherwise the template's. Hosts raise it to a multiple of 256. The first
+            sandbox of a template or of a size may wait some seconds for its boot.
+        vcpus: Processors; otherwise the template's.
         rootfs_gb: Disk, in GiB; at least the template's 4. Copies have the same.
         persistent: Freeze the sandbox when it is idle for too long, instead of destroying it. Not yet: hosts
             destroy it.
@@ -75,6 +78,7 @@ class Sandbox:
         timeout_seconds: int | None = None,
         idle_timeout_seconds: int | None = None,
         ram_mib: int | None = None,
+        vcpus: int | None = None,
         rootfs_gb: int | None = None,
         persistent: bool | None = None,
         egress: Egress | None = None,
@@ -85,6 +89,7 @@ class Sandbox:
             timeout_seconds=timeout_seconds,
             idle_timeout_seconds=idle_timeout_seconds,
             ram_mib=ram_mib,
+            vcpus=vcpus,
             rootfs_gb=rootfs_gb,
             persistent=persistent,
             egress=egress,

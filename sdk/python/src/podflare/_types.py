@@ -255,6 +255,32 @@ class SandboxInfo(TypedDict, total=False):
     executions: int
 
 
+class TemplateSize(TypedDict):
+    """A size in which the host has a template booted, or boots it."""
+
+    ram_mib: int
+    vcpus: int
+    state: str
+    """"ready" or "booting"."""
+
+
+class TemplateInfo(TypedDict, total=False):
+    """What the host tells about a template."""
+
+    name: str
+    description: str
+    ram_mib: int
+    """What its sandboxes have if nothing else is asked for; so are vcpus and rootfs_gb."""
+    vcpus: int
+    rootfs_gb: int
+    built_at_ms: int | None
+    """Milliseconds since 1970-01-01 UTC; None for "default", which comes with the host's image."""
+    state: str
+    """In its own size: "ready"; "booting", and creates wait for it; "cold", and the next create boots it."""
+    sizes: list[TemplateSize]
+    """All sizes that are booted or boot."""
+
+
 class CheckpointInfo(TypedDict, total=False):
     """What the host tells about a checkpoint."""
 

@@ -1,7 +1,8 @@
 //! The agent of a fake guest: the real guest protocol over a toy language, one statement a line.
 //!
 //! `print TEXT` · `error TEXT` · `partial TEXT` (no newline) · `set NAME TEXT` · `get NAME` · `hostname` ·
-//! `entropy` · `sleep MS` · `flood BYTES` · `exit CODE` · `kill SIGNAL` · `panic` · `disk` (its file system's bytes) ·
+//! `entropy` · `sleep MS` · `flood BYTES` · `exit CODE` · `kill SIGNAL` · `panic` · `disk` (its file system's bytes) · `size` (its
+//! memory and processors) · `attempt N` (succeeds the Nth time)
 //! `env NAME` · `cwd` · `stdin` · `crash` (of the agent) ·
 //! `stall` (of the guest) · `forge` (output of an execution that does not run) · `pass`, and what hostd runs in
 //! a template: `print(1)` and `true`.
@@ -234,6 +235,15 @@ async fn run(job: &Job, events: &mpsc::UnboundedSender<Event>, core: &Arc<Core>)
                 format!("{value}\n")
             }
             "hostname" => format!("{}\n", core.guest().hostname),
+            "size" => core.guest().size(),
+            "attempt" => {
+                let attempts = core.guest().attempt();
+                if attempts < rest.parse().unwrap_or(0) {
+                    output(OutputStream::Stdout, &format!("attempt {attempts} failed\n"));
+                    return Outcome::Exited(1, ExecEnd::Finished);
+                }
+                continue;
+            }
             "disk" => format!("{}\n", core.guest().file_system_bytes),
             "env" => {
                 let entry = job.context.env.iter().find(|(name, _)| name == rest);

@@ -55,6 +55,10 @@ struct World {
     /// Machines whose renewals fail, by their numbers.
     refusing: Mutex<BTreeSet<u32>>,
     boots_to_fail: AtomicU32,
+    boots: Mutex<Vec<BootSpec>>,
+    boot_time_ms: AtomicU32,
+    booting: AtomicU32,
+    booting_max: AtomicU32,
     hot_pages: AtomicUsize,
     reports: AtomicU32,
     thaws_to_die_of: AtomicU32,
@@ -87,6 +91,16 @@ impl FakeVmm {
         self.0.pauses.load(Ordering::SeqCst)
     }
 
+    /// What was ever booted.
+    pub fn boots(&self) -> Vec<BootSpec> {
+        lock(&self.0.boots).clone()
+    }
+
+    /// The most machines that were ever booting at once.
+    pub fn booting_max(&self) -> u32 {
+        self.0.booting_max.load(Ordering::SeqCst)
+    }
+
     /// The next so many machines end when they are to be forked.
     pub fn die_in_forks(&self, count: u32) {
         self.0.forks_to_die_in.store(count, Ordering::SeqCst);
@@ -112,6 +126,11 @@ impl FakeVmm {
     /// From now on every renewal takes so long.
     pub fn set_renewal_time(&self, time: Duration) {
         store_ms(&self.0.renewal_time_ms, time);
+    }
+
+    /// From now on every boot takes so long.
+    pub fn set_boot_time(&self, time: Duration) {
+        store_ms(&self.0.boot_time_ms, time);
     }
 
     /// From now on something is left of every machine for so long after its end.
@@ -186,15 +205,22 @@ impl World {
 }
 
 impl Vmm for FakeVmm {
-    fn boot(&self, _boot: &BootSpec) -> Result<(Arc<dyn Machine>, Pending<()>), VmmError> {
-        let machine = FakeMachine::new(self.0.clone(), State::Running, self.0.guest());
+    fn boot(&self, boot: &BootSpec) -> Result<(Arc<dyn Machine>, Pending<()>), VmmError> {
+        lock(&self.0.boots).push(boot.clone());
+        let guest = Guest { vcpus: boot.config.vcpus, memory_mib: boot.config.memory_mib, ..self.0.guest() };
+        let machine = FakeMachine::new(self.0.clone(), State::Running, guest);
         if World::takes(&self.0.boots_to_fail) {
             machine.core.end(Ending::Told {
                 reason: EndReason::Reset,
                 console_tail: b"Kernel panic - not syncing: no root disk".to_vec(),
             });
         }
-        Ok((Arc::new(machine), ready(Ok(())).boxed()))
+        let booting = Booting::new(self.0.clone());
+        let booted = async move {
+            take_time(&booting.0.boot_time_ms).await;
+            Ok(())
+        };
+        Ok((Arc::new(machine), booted.boxed()))
     }
 
     fn memory(&self) -> Option<Memory> {
@@ -207,6 +233,23 @@ impl Vmm for FakeVmm {
             alive.wait_for(|alive| *alive == 0).await.ok();
         }
         .boxed()
+    }
+}
+
+/// A boot, until it is over or given up.
+struct Booting(Arc<World>);
+
+impl Booting {
+    fn new(world: Arc<World>) -> Booting {
+        let booting = world.booting.fetch_add(1, Ordering::SeqCst) + 1;
+        world.booting_max.fetch_max(booting, Ordering::SeqCst);
+        Booting(world)
+    }
+}
+
+impl Drop for Booting {
+    fn drop(&mut self) {
+        self.0.booting.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -239,6 +282,10 @@ enum State {
 /// What is copied with a machine.
 #[derive(Debug, Clone, Default)]
 struct Guest {
+    vcpus: u8,
+    memory_mib: u32,
+    /// How often code has tried something that does not succeed at once.
+    attempts: u32,
     variables: BTreeMap<String, String>,
     files: files::Files,
     /// Of a disk that has grown; its file system has as many when it was told to.
@@ -253,6 +300,17 @@ struct Guest {
     reported_bytes: Option<u64>,
     /// One of them is made each time that somebody asks a running machine.
     reports_left: u32,
+}
+
+impl Guest {
+    fn size(&self) -> String {
+        format!("{} MiB, {} vCPUs\n", self.memory_mib, self.vcpus)
+    }
+
+    fn attempt(&mut self) -> u32 {
+        self.attempts += 1;
+        self.attempts
+    }
 }
 
 async fn stand_still_if_so(core: &Core) {
