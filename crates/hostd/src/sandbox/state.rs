@@ -74,6 +74,10 @@ impl Lease {
         self.touch(now);
     }
 
+    pub fn is_attached(&self) -> bool {
+        self.attached > 0
+    }
+
     pub fn detach(&mut self, now: Instant) {
         self.attached = self.attached.saturating_sub(1);
         self.touch(now);

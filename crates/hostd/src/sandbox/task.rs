@@ -7,7 +7,7 @@ use super::copies::hostname;
 use super::execution::{Execution, OutputError, Taken};
 use super::lines::LINE_LEN_MAX;
 use super::ping::{self, Pings};
-use super::pulse::{Due, PATIENCE, Pulse, SILENCE_POOLED, SILENCE_RUNNING};
+use super::pulse::{Due, PATIENCE, Pulse, SILENCE_ATTACHED, SILENCE_POOLED, SILENCE_RUNNING};
 use super::reconnect::{Agent, Said};
 use super::state::{EndCause, Lease, Terms};
 use crate::chain::chain;
@@ -148,6 +148,9 @@ impl Task {
                 }
             }
             Command::Attached => {
+                if self.silence().is_none() {
+                    self.pulse.restart(now());
+                }
                 if let Some(lease) = &mut self.lease {
                     lease.attach(now());
                 }
@@ -191,10 +194,10 @@ impl Task {
 
     /// For how long the guest may say nothing. One that nothing is asked of may sleep for as long as it likes.
     fn silence(&self) -> Option<Duration> {
-        match (&self.lease, self.executions.is_empty()) {
-            (_, false) => Some(SILENCE_RUNNING),
-            (None, true) => Some(SILENCE_POOLED),
-            (Some(_), true) => None,
+        match &self.lease {
+            _ if !self.executions.is_empty() => Some(SILENCE_RUNNING),
+            None => Some(SILENCE_POOLED),
+            Some(lease) => lease.is_attached().then_some(SILENCE_ATTACHED),
         }
     }
 

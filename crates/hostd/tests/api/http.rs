@@ -134,14 +134,26 @@ async fn every_answer_says_how_long_it_took() {
         let id = host.create().await;
         let winner = host.fork(&id, 1).await.remove(0);
         let checkpoint = host.checkpoint(&id).await;
-        let names = [("{id}", &id), ("{parent}", &id), ("{winner}", &winner), ("{checkpoint}", &checkpoint)];
+        let pty = host.exited_pty(&id).await;
+        let names = [
+            ("{id}", &id),
+            ("{parent}", &id),
+            ("{winner}", &winner),
+            ("{checkpoint}", &checkpoint),
+            ("{pty}", &pty),
+        ];
         let path = names.iter().fold(endpoint.path.to_owned(), |path, (name, id)| path.replace(name, id));
-        let answer = if path.ends_with("/exec") {
-            host.post(&path, &json!({"code": "pass"})).await
-        } else if path.ends_with("/restore") {
-            host.post(&path, &json!({"checkpoint": checkpoint})).await
-        } else {
-            host.send(request_to(endpoint.method, &path)).await
+        let body = match path.rsplit('/').next().unwrap() {
+            "exec" => Some(json!({"code": "pass"})),
+            "restore" => Some(json!({"checkpoint": checkpoint})),
+            "pty" if endpoint.method == Method::Post => Some(json!({"shellCmd": "exit 0"})),
+            "input" => Some(json!({"data_b64": ""})),
+            "resize" => Some(json!({"cols": 1, "rows": 1})),
+            _ => None,
+        };
+        let answer = match body {
+            Some(body) => host.post(&path, &body).await,
+            None => host.send(request_to(endpoint.method, &path)).await,
         };
         assert!(answer.status.is_success(), "{path}: {}", answer.body);
         let phase = match endpoint.path.rsplit('/').next().unwrap() {

@@ -22,9 +22,12 @@ from podflare._errors import (
     HostUnreachableError,
     PodflareError,
     ProtocolError,
+    PtyError,
+    PtyNotFoundError,
     SandboxNotFoundError,
     UnauthorizedError,
 )
+from podflare._pty import PtyHandle, PtyNamespace, PtySessionInfo
 from podflare._sandbox import PartialFork, Sandbox
 from podflare._types import (
     CheckpointInfo,
@@ -33,6 +36,7 @@ from podflare._types import (
     ExecResult,
     ForkFailure,
     Language,
+    PtyChunk,
     SandboxInfo,
 )
 from podflare._version import __version__
@@ -59,6 +63,12 @@ __all__ = [
     "PartialFork",
     "PodflareError",
     "ProtocolError",
+    "PtyChunk",
+    "PtyError",
+    "PtyHandle",
+    "PtyNamespace",
+    "PtyNotFoundError",
+    "PtySessionInfo",
     "Sandbox",
     "SandboxInfo",
     "SandboxNotFoundError",

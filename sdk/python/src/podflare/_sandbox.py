@@ -15,6 +15,7 @@ from podflare._checkpoint import Checkpoint
 from podflare._client import Client, resolve_host, shared_client
 from podflare._diff import Diff
 from podflare._errors import PodflareError, SandboxNotFoundError
+from podflare._pty import PtyNamespace
 from podflare._types import Event, ExecInfo, ExecResult, ForkFailure, Language, SandboxInfo, check_children
 
 
@@ -43,6 +44,7 @@ class Sandbox:
 
     Attributes:
         id: The host's name for it.
+        pty: Its terminals.
 
     Raises:
         ApiError: The host refused or failed.
@@ -50,6 +52,7 @@ class Sandbox:
     """
 
     id: str
+    pty: PtyNamespace
 
     def __init__(
         self,
@@ -87,6 +90,7 @@ class Sandbox:
 
     def _hold(self, created: SandboxInfo, client: Client) -> None:
         self.id = created["id"]
+        self.pty = PtyNamespace(client, self.id)
         self._created = created
         self._client = client
         self._closed = False

@@ -104,6 +104,18 @@ class ExecInfo(TypedDict, total=False):
     """It has run since before this sandbox was copied: its source's execution, which goes on here too."""
 
 
+class PtyChunk(TypedDict):
+    """Output of a terminal from a place on."""
+
+    data_b64: str
+    next_seq: int
+    """Where the next read begins."""
+    exit_code: int | None
+    """Told with the program's last output."""
+    truncated: bool
+    """Output between `since_seq` and this is no longer kept: the last 1 MiB is."""
+
+
 class SandboxInfo(TypedDict, total=False):
     """What the host tells about a sandbox: one part when it is made, another whenever it is asked."""
 

@@ -98,6 +98,7 @@ pub(super) async fn serve(stream: DuplexStream, core: &Arc<Core>) {
     let requests = async {
         let mut open: HashMap<ExecId, Job> = HashMap::new();
         while let Some(request) = next_request(&mut read, &mut frames).await {
+            stand_still_if_so(core).await;
             take(request, &mut open, &jobs, &writer, core).await;
         }
     };
@@ -108,7 +109,7 @@ pub(super) async fn serve(stream: DuplexStream, core: &Arc<Core>) {
     stand_still_if_so(core).await;
 }
 
-async fn stand_still_if_so(core: &Core) {
+pub(super) async fn stand_still_if_so(core: &Core) {
     if core.guest().stands_still {
         std::future::pending::<()>().await;
     }
