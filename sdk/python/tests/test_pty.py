@@ -24,7 +24,7 @@ from .conftest import SANDBOX_ID, ScriptedHost
 PTY_ID = "pty_00000000000000000000000000000001"
 PTYS = f"/v1/sandboxes/{SANDBOX_ID}/pty"
 PTY = f"{PTYS}/{PTY_ID}"
-READY = {"type": "pty_ready", "session_id": PTY_ID}
+READY: dict[str, object] = {"type": "pty_ready", "session_id": PTY_ID}
 DEADLINE_SECONDS = 60.0
 
 

@@ -43,7 +43,8 @@ pub(super) async fn create(
         Ok(_) => error(&TerminalError::Protocol),
         Err(failure) => error(&failure),
     };
-    Ok(events(&app, terminal, line(&first)))
+    let ended = matches!(first, PtyEvent::PtyError { .. });
+    Ok(events(&app, terminal, line(&first), ended))
 }
 
 pub(super) async fn attach(
@@ -52,7 +53,7 @@ pub(super) async fn attach(
 ) -> Result<Response, ApiError> {
     let terminal = terminal::attach(&app, &id, pty).await?;
     // So that the client knows at once that it is attached: the program may say nothing for long.
-    Ok(events(&app, terminal, Bytes::from_static(HEARTBEAT)))
+    Ok(events(&app, terminal, Bytes::from_static(HEARTBEAT), false))
 }
 
 pub(super) async fn list(
@@ -97,8 +98,8 @@ pub(super) async fn kill(
 }
 
 /// Read from the guest only as the client reads: a slow one is left behind by the guest's agent, not by memory here.
-fn events(app: &App, terminal: Terminal, first: Bytes) -> Response {
-    let events = Events { terminal, heartbeat: app.settings.heartbeat, first: Some(first), ended: false };
+fn events(app: &App, terminal: Terminal, first: Bytes, ended: bool) -> Response {
+    let events = Events { terminal, heartbeat: app.settings.heartbeat, first: Some(first), ended };
     ndjson(Body::from_stream(lines(events)))
 }
 
@@ -111,11 +112,11 @@ fn lines(events: Events) -> impl Stream<Item = Result<Bytes, Infallible>> {
 
 impl Events {
     async fn next_line(&mut self) -> Option<Bytes> {
-        if self.ended {
-            return None;
-        }
         if let Some(first) = self.first.take() {
             return Some(first);
+        }
+        if self.ended {
+            return None;
         }
         let Ok(said) = timeout(self.heartbeat, self.terminal.next()).await else {
             return Some(Bytes::from_static(HEARTBEAT));

@@ -32,7 +32,8 @@ class Screen:
 
 
 def test_a_shell_takes_input_and_ends_with_its_code(sandbox: Sandbox) -> None:
-    screen, codes = Screen(), []
+    screen = Screen()
+    codes: list[int] = []
     pty = sandbox.pty.create(
         cmd="stty size; pwd; echo $A; exec bash",
         cols=100,
@@ -59,7 +60,8 @@ def test_a_silent_terminal_outlasts_the_clients_patience(sandbox: Sandbox) -> No
 
 def test_sessions_are_listed_attached_to_and_killed(sandbox: Sandbox) -> None:
     first = sandbox.pty.create(cmd=["bash", "-c", "echo be''fore; sleep 4711"])
-    screen, codes = Screen(), []
+    screen = Screen()
+    codes: list[int] = []
     pty = sandbox.pty.attach(first.id, on_data=screen.take, on_exit=codes.append)
     screen.wait_for(b"before\r\n")
     [info] = sandbox.pty.list()

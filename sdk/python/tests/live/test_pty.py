@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
 
 import pytest
 
@@ -67,9 +68,8 @@ def test_a_list_is_executed_without_a_shell(sandbox: Sandbox) -> None:
     pty, screen = opened(sandbox, ["/bin/echo", "$HOME", "*"])
     assert pty.wait(DEADLINE_SECONDS) == 0
     assert screen.text == "$HOME *\r\n"
-    with pytest.raises(PtyError):
-        missing, _ = opened(sandbox, "true", env={"A=": ""})
-        missing.wait(DEADLINE_SECONDS)
+    with pytest.raises(PtyError, match="nonexistent"):
+        sandbox.pty.create(cmd="true", cwd="/nonexistent")
 
 
 def test_a_shell_is_interactive_and_sees_each_resize(sandbox: Sandbox) -> None:
@@ -199,9 +199,7 @@ def test_executions_and_terminals_do_not_wait_for_each_other(sandbox: Sandbox) -
     pty, screen = opened(sandbox, "while :; do date +%N; done")
     screen.wait_for("\r\n")
     assert_works(sandbox)
-    with sandbox._client.exec_stream(
-        sandbox.id, "import time\nprint(1, flush=True)\ntime.sleep(4711)"
-    ) as code:
+    with closing(sandbox.run_code_stream("import time\nprint(1, flush=True)\ntime.sleep(4711)")) as code:
         next(code)
         other, shown = opened(sandbox, "echo beside it")
         shown.wait_for("beside it")
