@@ -60,7 +60,9 @@ fn serve(socket: Option<&Path>, home: &Path) -> anyhow::Result<std::convert::Inf
                 let listen = |path: &Path| {
                     Listener::unix(path).with_context(|| format!("Could not listen on {path:?}"))
                 };
-                (listen(&socket.with_added_extension("terminals"))?, listen(socket)?)
+                let mut terminals = socket.as_os_str().to_owned();
+                terminals.push(".terminals");
+                (listen(Path::new(&terminals))?, listen(socket)?)
             }
             None => {
                 let listen = |port| Listener::vsock(port).context("Could not listen on vsock");

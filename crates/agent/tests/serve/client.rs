@@ -47,7 +47,8 @@ impl Agent {
 
     /// A connection to its terminals, on which nothing has been said.
     pub(crate) fn terminal_stream(&self) -> UnixStream {
-        let path = self.socket.with_added_extension("terminals");
+        let mut path = self.socket.clone().into_os_string();
+        path.push(".terminals");
         let stream = eventually(|| UnixStream::connect(&path).ok());
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream

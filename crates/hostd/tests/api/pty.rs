@@ -205,6 +205,27 @@ async fn a_fork_has_the_terminal_and_its_history_and_goes_its_own_way() {
 }
 
 #[tokio::test]
+async fn a_restore_is_told_at_the_terminals_and_brings_back_those_of_the_checkpoint() {
+    let host = Host::start(&[]).await;
+    let id = host.create().await;
+    let (pty, mut stream) = create(&host, &id, &json!({"shellCmd": "bash"})).await;
+    type_in(&host, &id, &pty, "before").await;
+    let checkpoint = host.checkpoint(&id).await;
+    type_in(&host, &id, &pty, "after").await;
+    assert_eq!(host.restore(&id, &checkpoint).await.status, StatusCode::NO_CONTENT);
+    let mut printed = String::new();
+    let last = loop {
+        let event = next(&mut stream).await;
+        if event["type"] != "pty_data" {
+            break event;
+        }
+        printed += &text(&event);
+    };
+    assert_eq!((printed.as_str(), &last["type"]), ("beforeafter", &json!("pty_error")));
+    assert_eq!(text(&next(&mut attach(&host, &id, &pty).await).await), "before");
+}
+
+#[tokio::test]
 async fn the_end_of_a_sandbox_is_told_at_its_terminals() {
     let host = Host::start(&[]).await;
     let id = host.create().await;
