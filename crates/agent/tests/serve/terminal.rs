@@ -135,7 +135,7 @@ fn check_refused(event: &Event, expected: Cause) {
 #[test]
 fn a_program_has_a_controlling_terminal_of_its_own_session() {
     let agent = Agent::start();
-    let line = "tty; stty size; echo $TERM $HOME $USER; ps -o sid=,pgid=,tpgid= -p $$ | tr -s ' ' '\\n' | sort -u | wc -l; \
+    let line = "tty; stty size; echo $TERM $HOME $USER; ps -o sid=,pgid=,tpgid= -p $$ | xargs -n 1 | sort -u | wc -l; \
         echo via tty > /dev/tty; exit 7";
     let (output, exit_code) = create(&agent, "t", shell(line)).ready().rest();
     let home = agent.home.path().display();

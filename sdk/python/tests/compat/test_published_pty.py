@@ -47,7 +47,7 @@ def test_a_shell_takes_input_and_ends_with_its_code(sandbox: Sandbox) -> None:
     screen.wait_for(b"30 100\r\n/usr\r\nb\r\n")
     pty.resize(cols=132, rows=50)
     pty.send_input("stty size\r")
-    screen.wait_for(b"\r\n50 132\r\n")
+    screen.wait_for(b"50 132\r\n")
     pty.send_input(b"exit 7\r")
     assert pty.wait(DEADLINE_SECONDS) == 7
     assert codes == [7]

@@ -75,11 +75,11 @@ def test_a_list_is_executed_without_a_shell(sandbox: Sandbox) -> None:
 def test_a_shell_is_interactive_and_sees_each_resize(sandbox: Sandbox) -> None:
     pty, screen = opened(sandbox, ["bash", "-l"])
     pty.send_input("stty size; test -t 0 && echo interac''tive\r")
-    screen.wait_for("\r\n24 80\r\n")
+    screen.wait_for("24 80\r\n")
     screen.wait_for("interactive")
     pty.resize(cols=132, rows=50)
     pty.send_input("stty size\r")
-    screen.wait_for("\r\n50 132\r\n")
+    screen.wait_for("50 132\r\n")
     pty.send_input("exit 5\r")
     assert pty.wait(DEADLINE_SECONDS) == 5
 
@@ -90,16 +90,16 @@ def test_ctrl_c_interrupts_what_is_in_the_foreground(sandbox: Sandbox) -> None:
     screen.wait_for("begun")
     pty.send_input(b"\x03")
     pty.send_input("echo code $?\r")
-    screen.wait_for("\r\ncode 130\r\n")
+    screen.wait_for("code 130\r\n")
     pty.kill()
     assert pty.wait(DEADLINE_SECONDS) == 137
 
 
 def test_an_interactive_python_answers(sandbox: Sandbox) -> None:
     pty, screen = opened(sandbox, ["python3", "-i", "-q"])
-    screen.wait_for(">>> ")
+    screen.wait_for(">>>")
     pty.send_input("6 * 7\r")
-    screen.wait_for("\n42\r\n")
+    screen.wait_for("42")
     pty.send_input("exit(3)\r")
     assert pty.wait(DEADLINE_SECONDS) == 3
 
@@ -210,16 +210,16 @@ def test_executions_and_terminals_do_not_wait_for_each_other(sandbox: Sandbox) -
 def test_a_fork_has_the_terminal_its_program_and_its_history(sandbox: Sandbox) -> None:
     pty, screen = opened(sandbox, ["bash", "-l"])
     pty.send_input("x=be''fore; echo $x\r")
-    screen.wait_for("\r\nbefore\r\n")
+    screen.wait_for("before\r\n")
     with forked(sandbox, 2) as children:
         for number, child in enumerate(children):
             copy, shown = attached(child, pty.id)
-            shown.wait_for("\r\nbefore\r\n")
+            shown.wait_for("before\r\n")
             copy.send_input(f"echo $x in {number}; exit {number}\r")
-            shown.wait_for(f"\r\nbefore in {number}\r\n")
+            shown.wait_for(f"before in {number}\r\n")
             assert copy.wait(DEADLINE_SECONDS) == number
     pty.send_input("echo $x in the par''ent\r")
-    assert "in 0" not in screen.wait_for("\r\nbefore in the parent\r\n")
+    assert "in 0" not in screen.wait_for("before in the parent\r\n")
     pty.kill()
 
 
