@@ -33,7 +33,7 @@ class Sandbox:
         traceparent: W3C trace context, sent with every request. Otherwise PODFLARE_TRACEPARENT.
         api_key: Bearer key. Otherwise PODFLARE_API_KEY.
         timeout_seconds: Longest life, in seconds.
-        idle_timeout_seconds: Longest time without running code, in seconds.
+        idle_timeout_seconds: Longest time without running code, or anybody at a terminal, in seconds.
         ram_mib: Memory, in MiB. Not yet: every sandbox has its template's.
         rootfs_gb: Disk, in GiB. Not yet: every sandbox has its template's.
         persistent: Freeze the sandbox when it is idle for too long, instead of destroying it. Not yet: hosts
