@@ -200,8 +200,8 @@ impl Client {
         self.tell_pty(id, pty, "input", &PtyInput { data_b64: BASE64_STANDARD.encode(data) })
     }
 
-    pub(crate) fn resize_pty(&self, id: &SandboxId, pty: &PtyId, size: PtyResize) -> anyhow::Result<()> {
-        self.tell_pty(id, pty, "resize", &size)
+    pub(crate) fn resize_pty(&self, id: &SandboxId, pty: &PtyId, size: &PtyResize) -> anyhow::Result<()> {
+        self.tell_pty(id, pty, "resize", size)
     }
 
     fn tell_pty(&self, id: &SandboxId, pty: &PtyId, what: &str, body: &impl Serialize) -> anyhow::Result<()> {

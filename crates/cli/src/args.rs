@@ -147,6 +147,9 @@ pub(crate) struct Shell {
     /// Return to a terminal that is open, and see its latest output first
     #[arg(long, value_name = "PTY", conflicts_with = "program")]
     pub(crate) attach: Option<PtyId>,
+    /// What kind of terminal the program is told that it has [default: the sandbox's]
+    #[arg(long, env = "TERM", value_name = "NAME")]
+    pub(crate) term: Option<String>,
     /// The sandbox; `podflare ls` lists them
     #[arg(value_name = "ID")]
     pub(crate) sandbox: SandboxId,

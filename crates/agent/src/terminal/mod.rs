@@ -71,11 +71,12 @@ pub(crate) async fn serve(listener: Listener, workplace: Arc<Workplace>) {
 async fn converse(stream: Box<dyn Stream>, terminals: &Terminals, has_place: bool) -> io::Result<()> {
     let (read, write) = tokio::io::split(stream);
     let mut conversation = Conversation { read, write };
+    // Also where there is no place: an answer to what was not read yet could be lost with the connection.
+    let request = timeout(REQUEST_TIMEOUT, conversation.request()).await??;
     if !has_place {
         let message = format!("{TERMINAL_CONNECTIONS_MAX} clients use terminals of this sandbox already");
         return conversation.say(&Event::Failed { cause: Cause::TooMany, message }).await;
     }
-    let request = timeout(REQUEST_TIMEOUT, conversation.request()).await??;
     match terminals.answer(request, &mut conversation).await {
         Ok(said) => said,
         Err(Refusal(cause, message)) => conversation.say(&Event::Failed { cause, message }).await,

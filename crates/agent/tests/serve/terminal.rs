@@ -128,14 +128,14 @@ fn list(agent: &Agent) -> Vec<Terminal> {
 }
 
 #[track_caller]
-fn check_refused(event: Event, expected: Cause) {
-    assert!(matches!(&event, Event::Failed { cause, .. } if *cause == expected), "{event:?}");
+fn check_refused(event: &Event, expected: Cause) {
+    assert!(matches!(event, Event::Failed { cause, .. } if *cause == expected), "{event:?}");
 }
 
 #[test]
 fn a_program_has_a_controlling_terminal_of_its_own_session() {
     let agent = Agent::start();
-    let line = "tty; stty size; echo $TERM $HOME $USER; ps -o sid=,pgid=,tpgid= -p $$ | tr -s ' ' '\\n' | sort -u | wc -l; \
+    let line = "tty; stty size; echo $TERM $HOME $USER; ps -o sid=,pgid=,tpgid= -p $$ | xargs -n 1 | sort -u | wc -l; \
         echo via tty > /dev/tty; exit 7";
     let (output, exit_code) = create(&agent, "t", shell(line)).ready().rest();
     let home = agent.home.path().display();
@@ -153,7 +153,14 @@ fn arguments_are_executed_as_they_are_with_their_variables_and_directory() {
     let (output, exit_code) = create(&agent, "u", argv(&["/no/such/program"])).ready().rest();
     assert!(output.contains("/no/such/program") && exit_code == 127, "{output:?} {exit_code}");
     let program = Program { cwd: Some("/no/such/place".into()), ..shell("true") };
-    check_refused(create(&agent, "v", program).next().unwrap(), Cause::Invalid);
+    check_refused(&create(&agent, "v", program).next().unwrap(), Cause::Invalid);
+}
+
+#[test]
+fn a_program_that_is_not_there_is_told_by_its_exit_code() {
+    let agent = Agent::start();
+    let (output, exit_code) = create(&agent, "t", argv(&["nonsense"])).ready().rest();
+    assert!(output.contains("nonsense") && exit_code == 127, "{exit_code} {output:?}");
 }
 
 #[test]
@@ -249,7 +256,7 @@ fn the_end_of_all_output_is_kept_and_a_read_says_what_is_missing() {
     let after = read(&agent, 3_000_005, 16, 60_000);
     assert_eq!(after, Chunk { data: Vec::new(), ..expected });
     let beyond = Request::Read { terminal: "t".to_owned(), since_seq: 3_000_006, len_max: 1, timeout_ms: 0 };
-    check_refused(ask(&agent, &beyond), Cause::Invalid);
+    check_refused(&ask(&agent, &beyond), Cause::Invalid);
 }
 
 #[test]
@@ -309,7 +316,7 @@ fn input_that_is_not_read_is_refused_and_comes_in_one_piece_otherwise() {
     terminal.wait_for("ready");
     let input = |len| Request::Input { terminal: "t".to_owned(), data: vec![b'x'; len] };
     assert_eq!(ask(&agent, &input(100)), Event::Done);
-    check_refused(ask(&agent, &input(32 * 1024)), Cause::Unable);
+    check_refused(&ask(&agent, &input(32 * 1024)), Cause::Unable);
 }
 
 #[test]
@@ -334,8 +341,8 @@ fn a_new_terminal_takes_the_place_of_one_that_has_exited_and_of_no_other() {
     }
     create(&agent, "exited", shell("true")).ready().rest();
     running.push(create(&agent, "last", argv(&["sleep", "1000"])).ready());
-    check_refused(ask(&agent, &Request::Attach { terminal: "exited".to_owned() }), Cause::NotFound);
-    check_refused(create(&agent, "more", shell("true")).next().unwrap(), Cause::TooMany);
+    check_refused(&ask(&agent, &Request::Attach { terminal: "exited".to_owned() }), Cause::NotFound);
+    check_refused(&create(&agent, "more", shell("true")).next().unwrap(), Cause::TooMany);
     assert_eq!(list(&agent).len(), TERMINALS_MAX);
 }
 
@@ -350,12 +357,12 @@ fn what_is_not_there_or_has_ended_is_told() {
         Request::Resize { terminal: terminal(), size: Size { cols: 1, rows: 1 } },
         Request::Kill { terminal: terminal() },
     ] {
-        check_refused(ask(&agent, &request), Cause::NotFound);
+        check_refused(&ask(&agent, &request), Cause::NotFound);
     }
     create(&agent, "t", shell("true")).ready().rest();
     let input = Request::Input { terminal: "t".to_owned(), data: b"x".to_vec() };
-    check_refused(ask(&agent, &input), Cause::Exited);
-    check_refused(create(&agent, "t", shell("true")).next().unwrap(), Cause::Invalid);
+    check_refused(&ask(&agent, &input), Cause::Exited);
+    check_refused(&create(&agent, "t", shell("true")).next().unwrap(), Cause::Invalid);
 }
 
 #[test]
@@ -365,7 +372,7 @@ fn there_are_so_many_attachments_and_no_more() {
     for _ in 1..TERMINAL_CONNECTIONS_MAX {
         open.push(attach(&agent, "t").ready());
     }
-    check_refused(attach(&agent, "t").next().unwrap(), Cause::TooMany);
+    check_refused(&attach(&agent, "t").next().unwrap(), Cause::TooMany);
     open.pop();
     eventually(|| (attach(&agent, "t").next() == Some(Event::Ready)).then_some(()));
 }

@@ -14,7 +14,6 @@ use base64::prelude::BASE64_STANDARD;
 use podflare_api::id::{PtyId, SandboxId};
 use podflare_api::pty::{CreatePty, PtyEvent};
 use podflare_emulated_host::places::Places;
-use std::env;
 use std::io::{self, Read, Write};
 use std::process::ExitCode;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -86,7 +85,7 @@ fn open(args: &Shell, client: Client) -> anyhow::Result<(Remote, PtyStream)> {
         argv: Some(program.to_vec()),
         cols: size.cols,
         rows: size.rows,
-        env: env::var("TERM").map(|term| ("TERM".to_owned(), term)).into_iter().collect(),
+        env: args.term.clone().map(|term| ("TERM".to_owned(), term)).into_iter().collect(),
         ..CreatePty::default()
     };
     let mut stream = client.create_pty(&sandbox, &request)?;
@@ -186,6 +185,6 @@ impl Remote {
 
     /// Gives the terminal in the sandbox this one's size.
     fn fit(&self) -> anyhow::Result<()> {
-        self.client.resize_pty(&self.sandbox, &self.pty, terminal::size())
+        self.client.resize_pty(&self.sandbox, &self.pty, &terminal::size())
     }
 }

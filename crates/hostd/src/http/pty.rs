@@ -16,7 +16,6 @@ use axum::response::Response;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use futures_util::stream::{self, Stream};
-use podflare_api::id::PtyId;
 use podflare_api::pty::{CreatePty, PtyChunk, PtyEvent, PtyInfo, PtyInput, PtyRead, PtyResize};
 use podflare_wire::terminal::Event;
 use std::convert::Infallible;
@@ -28,19 +27,24 @@ use tokio::time::timeout;
 struct Events {
     terminal: Terminal,
     heartbeat: Duration,
-    /// Of a new one, whose client does not know its name yet.
-    name: Option<PtyId>,
+    first: Option<Bytes>,
     ended: bool,
 }
 
-/// The answer starts at once. What the guest cannot do is told in it: so the published SDK shows it.
+/// What the guest cannot do is told in the answer's stream: so the published SDK shows it.
 pub(super) async fn create(
     State(app): State<Arc<App>>,
     Ids(id): Ids<String>,
     JsonBody(request): JsonBody<CreatePty>,
 ) -> Result<Response, ApiError> {
-    let (name, terminal) = terminal::create(&app, &id, request).await?;
-    Ok(events(&app, terminal, Some(name)))
+    let (session_id, mut terminal) = terminal::create(&app, &id, request).await?;
+    let first = match terminal.answer(Duration::ZERO).await {
+        Ok(Event::Ready) => PtyEvent::PtyReady { session_id },
+        Ok(_) => error(&TerminalError::Protocol),
+        Err(failure) => error(&failure),
+    };
+    let ended = matches!(first, PtyEvent::PtyError { .. });
+    Ok(events(&app, terminal, line(&first), ended))
 }
 
 pub(super) async fn attach(
@@ -48,7 +52,8 @@ pub(super) async fn attach(
     Ids((id, pty)): Ids<(String, String)>,
 ) -> Result<Response, ApiError> {
     let terminal = terminal::attach(&app, &id, pty).await?;
-    Ok(events(&app, terminal, None))
+    // So that the client knows at once that it is attached: the program may say nothing for long.
+    Ok(events(&app, terminal, Bytes::from_static(HEARTBEAT), false))
 }
 
 pub(super) async fn list(
@@ -93,8 +98,8 @@ pub(super) async fn kill(
 }
 
 /// Read from the guest only as the client reads: a slow one is left behind by the guest's agent, not by memory here.
-fn events(app: &App, terminal: Terminal, name: Option<PtyId>) -> Response {
-    let events = Events { terminal, heartbeat: app.settings.heartbeat, name, ended: false };
+fn events(app: &App, terminal: Terminal, first: Bytes, ended: bool) -> Response {
+    let events = Events { terminal, heartbeat: app.settings.heartbeat, first: Some(first), ended };
     ndjson(Body::from_stream(lines(events)))
 }
 
@@ -107,26 +112,27 @@ fn lines(events: Events) -> impl Stream<Item = Result<Bytes, Infallible>> {
 
 impl Events {
     async fn next_line(&mut self) -> Option<Bytes> {
+        if let Some(first) = self.first.take() {
+            return Some(first);
+        }
         if self.ended {
             return None;
         }
         let Ok(said) = timeout(self.heartbeat, self.terminal.next()).await else {
             return Some(Bytes::from_static(HEARTBEAT));
         };
-        let event = match said {
-            Ok(Event::Ready) => match self.name.take() {
-                Some(session_id) => PtyEvent::PtyReady { session_id },
-                None => error(&TerminalError::Protocol),
-            },
-            Ok(Event::Output { seq, data }) => {
-                PtyEvent::PtyData { data_b64: BASE64_STANDARD.encode(data), seq }
-            }
-            Ok(Event::Exited { exit_code }) => PtyEvent::PtyExit { data: exit_code },
-            Ok(_) => error(&TerminalError::Protocol),
-            Err(failure) => error(&failure),
-        };
+        let event = event(said);
         self.ended = matches!(event, PtyEvent::PtyExit { .. } | PtyEvent::PtyError { .. });
         Some(line(&event))
+    }
+}
+
+fn event(said: Result<Event, TerminalError>) -> PtyEvent {
+    match said {
+        Ok(Event::Output { seq, data }) => PtyEvent::PtyData { data_b64: BASE64_STANDARD.encode(data), seq },
+        Ok(Event::Exited { exit_code }) => PtyEvent::PtyExit { data: exit_code },
+        Ok(_) => error(&TerminalError::Protocol),
+        Err(failure) => error(&failure),
     }
 }
 

@@ -234,6 +234,13 @@ impl Sandbox {
         InUse(self.clone())
     }
 
+    /// Keeps the sandbox from idling, and asks its guest whether it lives, for as long as somebody is at one of its
+    /// terminals.
+    pub fn attach(&self) -> Attached {
+        self.tell(Command::Attached);
+        Attached(self.clone())
+    }
+
     /// A place among the sandbox's file operations, unless all are taken.
     pub fn file_place(&self) -> Option<OwnedSemaphorePermit> {
         self.0.file_places.clone().try_acquire_owned().ok()
@@ -353,6 +360,16 @@ pub struct InUse(Sandbox);
 impl Drop for InUse {
     fn drop(&mut self) {
         self.0.tell(Command::UseEnded);
+    }
+}
+
+/// Somebody at a terminal.
+#[derive(Debug)]
+pub struct Attached(Sandbox);
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        self.0.tell(Command::Detached);
     }
 }
 

@@ -4,9 +4,11 @@
 
 use std::time::{Duration, Instant};
 
-/// How long a guest may be silent before it is asked: while code runs in it, and while it waits in a pool.
+/// How long a guest may be silent before it is asked: while code runs in it, and while it waits in a pool or only its
+/// terminals are used.
 pub const SILENCE_RUNNING: Duration = Duration::from_secs(20);
 pub const SILENCE_POOLED: Duration = Duration::from_secs(60);
+pub const SILENCE_ATTACHED: Duration = Duration::from_secs(60);
 
 /// How long it may take to answer.
 pub const PATIENCE: Duration = Duration::from_secs(60);

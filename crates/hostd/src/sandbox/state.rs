@@ -38,13 +38,15 @@ pub struct Lease {
     pub started: Instant,
     active: Instant,
     executions: usize,
-    /// Forks and file operations under way, and clients at terminals.
+    /// Forks and file operations under way.
     uses: usize,
+    /// Clients at its terminals.
+    attached: usize,
 }
 
 impl Lease {
     pub fn new(terms: Terms, now: Instant) -> Lease {
-        Lease { terms, started: now, active: now, executions: 0, uses: 0 }
+        Lease { terms, started: now, active: now, executions: 0, uses: 0, attached: 0 }
     }
 
     /// Something was done with the sandbox.
@@ -68,6 +70,21 @@ impl Lease {
         self.touch(now);
     }
 
+    /// Somebody is at one of its terminals.
+    pub fn attach(&mut self, now: Instant) {
+        self.attached += 1;
+        self.touch(now);
+    }
+
+    pub fn is_attached(&self) -> bool {
+        self.attached > 0
+    }
+
+    pub fn detach(&mut self, now: Instant) {
+        self.attached = self.attached.saturating_sub(1);
+        self.touch(now);
+    }
+
     /// Goes on with another sandbox's start and terms: an id keeps its lifetime when its machine is
     /// replaced.
     pub fn take_over(&mut self, terms: Terms, started: Instant, now: Instant) {
@@ -81,7 +98,7 @@ impl Lease {
     pub fn end(&self) -> (Instant, EndCause) {
         let life_end = self.started + self.terms.life;
         let idle_end = self.active + self.terms.idle;
-        if self.executions == 0 && self.uses == 0 && idle_end < life_end {
+        if self.executions + self.uses + self.attached == 0 && idle_end < life_end {
             (idle_end, EndCause::Idle(self.terms.idle))
         } else {
             (life_end, EndCause::LifeOver(self.terms.life))

@@ -7,7 +7,7 @@ use super::copies::hostname;
 use super::execution::{Execution, OutputError, Taken};
 use super::lines::LINE_LEN_MAX;
 use super::ping::{self, Pings};
-use super::pulse::{Due, PATIENCE, Pulse, SILENCE_POOLED, SILENCE_RUNNING};
+use super::pulse::{Due, PATIENCE, Pulse, SILENCE_ATTACHED, SILENCE_POOLED, SILENCE_RUNNING};
 use super::reconnect::{Agent, Said};
 use super::state::{EndCause, Lease, Terms};
 use crate::chain::chain;
@@ -44,6 +44,8 @@ pub enum Command {
     Ping { answer: ping::Answer },
     UseBegun,
     UseEnded,
+    Attached,
+    Detached,
     TakeOver { terms: Terms, started: std::time::Instant },
     End(EndCause),
 }
@@ -147,6 +149,19 @@ impl Task {
                     lease.end_use(now());
                 }
             }
+            Command::Attached => {
+                if self.silence().is_none() {
+                    self.pulse.restart(now());
+                }
+                if let Some(lease) = &mut self.lease {
+                    lease.attach(now());
+                }
+            }
+            Command::Detached => {
+                if let Some(lease) = &mut self.lease {
+                    lease.detach(now());
+                }
+            }
             Command::TakeOver { terms, started } => {
                 if let Some(lease) = &mut self.lease {
                     lease.take_over(terms, started, now());
@@ -181,10 +196,10 @@ impl Task {
 
     /// For how long the guest may say nothing. One that nothing is asked of may sleep for as long as it likes.
     fn silence(&self) -> Option<Duration> {
-        match (&self.lease, self.executions.is_empty()) {
-            (_, false) => Some(SILENCE_RUNNING),
-            (None, true) => Some(SILENCE_POOLED),
-            (Some(_), true) => None,
+        match &self.lease {
+            _ if !self.executions.is_empty() => Some(SILENCE_RUNNING),
+            None => Some(SILENCE_POOLED),
+            Some(lease) => lease.is_attached().then_some(SILENCE_ATTACHED),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use super::call::{CallError, checked_cwd, checked_env};
 use super::registry::FindError;
-use super::{InUse, Sandbox};
+use super::{Attached, Sandbox};
 use crate::app::App;
 use crate::printable::printable;
 use crate::vmm::{GuestStream, VmmError};
@@ -70,7 +70,7 @@ pub struct Terminal {
     stream: Box<dyn GuestStream>,
     frames: FrameReader,
     buffer: BytesMut,
-    _use: InUse,
+    _attached: Attached,
 }
 
 /// Starts a program in a new terminal. The guest's first event says whether it runs.
@@ -160,7 +160,7 @@ async fn ask(app: &App, id: &str, request: &Request) -> Result<Terminal, Termina
     sent.map_err(|_| TerminalError::Silent)??;
     let frames = FrameReader::new(TERMINAL_EVENT_LEN_MAX);
     let buffer = BytesMut::with_capacity(READ_LEN);
-    Ok(Terminal { stream, frames, buffer, _use: sandbox.begin_use() })
+    Ok(Terminal { stream, frames, buffer, _attached: sandbox.attach() })
 }
 
 impl Terminal {

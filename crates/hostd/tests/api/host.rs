@@ -191,6 +191,13 @@ impl Host {
         self.delete_at(&format!("/v1/sandboxes/{id}/execs/{exec}")).await.status
     }
 
+    /// A terminal whose program has ended.
+    pub(crate) async fn exited_pty(&self, id: &str) -> String {
+        let answer = self.post(&format!("/v1/sandboxes/{id}/pty"), &json!({"shellCmd": "exit 0"})).await;
+        let ready: Value = serde_json::from_str(answer.body.lines().next().unwrap()).unwrap();
+        ready["session_id"].as_str().unwrap().to_owned()
+    }
+
     /// Runs code to its end.
     pub(crate) async fn exec(&self, id: &str, code: &str) -> Vec<ExecEventKind> {
         self.start_exec(id, code).await.rest().await

@@ -137,12 +137,14 @@ async fn every_answer_says_how_long_it_took() {
         let id = host.create().await;
         let winner = host.fork(&id, 1).await.remove(0);
         let checkpoint = host.checkpoint(&id).await;
+        let pty = host.exited_pty(&id).await;
         let names = [
             ("{id}", &id),
             ("{parent}", &id),
             ("{winner}", &winner),
             ("{checkpoint}", &checkpoint),
             ("{name}", &template),
+            ("{pty}", &pty),
         ];
         let path = names.iter().fold(endpoint.path.to_owned(), |path, (name, id)| path.replace(name, id));
         if path.ends_with("/files/watch") {
@@ -151,14 +153,19 @@ async fn every_answer_says_how_long_it_took() {
         }
         host.put_file(&id, "/root/file", "content").await;
         let path = path + query_for(endpoint.path);
-        let answer = if path.ends_with("/exec") {
-            host.post(&path, &json!({"code": "pass"})).await
-        } else if path.ends_with("/egress") {
-            host.put(&path, &json!({"egress": false})).await
-        } else if path.ends_with("/restore") {
-            host.post(&path, &json!({"checkpoint": checkpoint})).await
-        } else {
-            host.send(request_to(endpoint.method, &path)).await
+        let body = match endpoint.path.rsplit('/').next().unwrap() {
+            "exec" => Some(json!({"code": "pass"})),
+            "egress" => Some(json!({"egress": false})),
+            "restore" => Some(json!({"checkpoint": checkpoint})),
+            "pty" if endpoint.method == Method::Post => Some(json!({"shellCmd": "exit 0"})),
+            "input" => Some(json!({"data_b64": ""})),
+            "resize" => Some(json!({"cols": 1, "rows": 1})),
+            _ => None,
+        };
+        let answer = match body {
+            Some(body) if endpoint.method == Method::Put => host.put(&path, &body).await,
+            Some(body) => host.post(&path, &body).await,
+            None => host.send(request_to(endpoint.method, &path)).await,
         };
         assert!(answer.status.is_success(), "{path}: {}", answer.body);
         let phase = match endpoint.path.rsplit('/').next().unwrap() {

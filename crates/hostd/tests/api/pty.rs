@@ -205,6 +205,27 @@ async fn a_fork_has_the_terminal_and_its_history_and_goes_its_own_way() {
 }
 
 #[tokio::test]
+async fn a_restore_is_told_at_the_terminals_and_brings_back_those_of_the_checkpoint() {
+    let host = Host::start(&[]).await;
+    let id = host.create().await;
+    let (pty, mut stream) = create(&host, &id, &json!({"shellCmd": "bash"})).await;
+    type_in(&host, &id, &pty, "before").await;
+    let checkpoint = host.checkpoint(&id).await;
+    type_in(&host, &id, &pty, "after").await;
+    assert_eq!(host.restore(&id, &checkpoint).await.status, StatusCode::NO_CONTENT);
+    let mut printed = String::new();
+    let last = loop {
+        let event = next(&mut stream).await;
+        if event["type"] != "pty_data" {
+            break event;
+        }
+        printed += &text(&event);
+    };
+    assert_eq!((printed.as_str(), &last["type"]), ("beforeafter", &json!("pty_error")));
+    assert_eq!(text(&next(&mut attach(&host, &id, &pty).await).await), "before");
+}
+
+#[tokio::test]
 async fn the_end_of_a_sandbox_is_told_at_its_terminals() {
     let host = Host::start(&[]).await;
     let id = host.create().await;
@@ -227,5 +248,24 @@ async fn somebody_at_a_terminal_keeps_a_sandbox_from_idling_and_what_is_done_the
         tokio::time::sleep(std::time::Duration::from_secs(40)).await;
         type_in(&host, &id, &pty, "x").await;
     }
+    tokio::time::sleep(std::time::Duration::from_secs(50)).await;
+    assert_eq!(host.get(&path).await.status, StatusCode::OK);
     until("it idles", async || host.get(&path).await.status == StatusCode::NOT_FOUND).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guest_that_stands_still_is_said_to_and_given_up_while_somebody_is_at_its_terminal() {
+    let host = Host::start(&["--heartbeat", "1"]).await;
+    let id = host.create().await;
+    tokio::time::sleep(std::time::Duration::from_secs(200)).await;
+    let (_, mut stream) = create(&host, &id, &json!({"shellCmd": "stall"})).await;
+    let path = format!("/v1/sandboxes/{id}/pty");
+    let mut second = open(&host, json_request(&path, &json!({"shellCmd": "bash"}))).await;
+    let message = "The sandbox's guest has not answered in time";
+    assert_eq!(next(&mut second).await, json!({"type": "pty_error", "message": message}));
+    assert_eq!(host.get(&path).await.status, StatusCode::GATEWAY_TIMEOUT);
+    assert_eq!(next(&mut stream).await["type"], "pty_error");
+    let answer = host.get(&path).await;
+    assert_eq!(answer.status, StatusCode::NOT_FOUND);
+    assert!(answer.error().contains("not answered for 60 s"), "{}", answer.body);
 }

@@ -22,10 +22,13 @@ from podflare._errors import (
     HostUnreachableError,
     PodflareError,
     ProtocolError,
+    PtyError,
+    PtyNotFoundError,
     SandboxNotFoundError,
     UnauthorizedError,
 )
 from podflare._files import Files
+from podflare._pty import PtyHandle, PtyNamespace, PtySessionInfo
 from podflare._sandbox import PartialFork, Sandbox
 from podflare._types import (
     CheckpointInfo,
@@ -39,6 +42,7 @@ from podflare._types import (
     ForkFailure,
     Language,
     NetworkInfo,
+    PtyChunk,
     SandboxInfo,
     TemplateInfo,
     TemplateSize,
@@ -73,6 +77,12 @@ __all__ = [
     "PartialFork",
     "PodflareError",
     "ProtocolError",
+    "PtyChunk",
+    "PtyError",
+    "PtyHandle",
+    "PtyNamespace",
+    "PtyNotFoundError",
+    "PtySessionInfo",
     "Sandbox",
     "SandboxInfo",
     "SandboxNotFoundError",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 import threading
@@ -16,7 +17,7 @@ from urllib.parse import quote
 import httpx
 
 from podflare._errors import CapacityError, ProtocolError, api_error, file_error, transport_errors
-from podflare._stream import events, execution_events, file_events
+from podflare._stream import events, execution_events, file_events, terminal_events
 from podflare._types import (
     CheckpointInfo,
     Egress,
@@ -27,6 +28,7 @@ from podflare._types import (
     ForkFailure,
     Language,
     NetworkInfo,
+    PtyChunk,
     RemotePath,
     SandboxInfo,
     TemplateInfo,
@@ -519,6 +521,99 @@ class Client:
             SandboxNotFoundError: There is no such sandbox.
         """
         self._request("DELETE", _sandbox_path(sandbox_id, "execs", exec_id))
+
+    def pty_create_stream(
+        self, sandbox_id: str, body: Mapping[str, object]
+    ) -> Generator[dict[str, Any], None, None]:
+        """Start a program in a new terminal and yield its events; a heartbeat is an empty one.
+
+        The request is sent with the first `next`; see `Sandbox.pty` for what is easier to use.
+
+        Raises:
+            BadRequestError: The body is wrong.
+            SandboxNotFoundError: There is no such sandbox.
+            PodflareError: The host failed or went away.
+        """
+        return self._terminal_events("POST", _sandbox_path(sandbox_id, "pty"), body)
+
+    def pty_attach_stream(self, sandbox_id: str, pty_id: str) -> Generator[dict[str, Any], None, None]:
+        """Yield the events of a terminal: what is kept of its output first, then what comes.
+
+        Raises:
+            SandboxNotFoundError: There is no such sandbox.
+            PtyNotFoundError: There is no such terminal.
+            PodflareError: The host failed or went away.
+        """
+        return self._terminal_events("GET", _sandbox_path(sandbox_id, "pty", pty_id, "attach"))
+
+    def pty_input(self, sandbox_id: str, pty_id: str, data: bytes) -> None:
+        """Type into a terminal; see `PtyHandle.send_input`."""
+        body = {"data_b64": base64.b64encode(data).decode()}
+        self._request("POST", _sandbox_path(sandbox_id, "pty", pty_id, "input"), body=body)
+
+    def pty_resize(self, sandbox_id: str, pty_id: str, cols: int, rows: int) -> None:
+        """Give a terminal another size; see `PtyHandle.resize`."""
+        body = {"cols": cols, "rows": rows}
+        self._request("POST", _sandbox_path(sandbox_id, "pty", pty_id, "resize"), body=body)
+
+    def pty_kill(self, sandbox_id: str, pty_id: str) -> None:
+        """Kill the program in a terminal; see `PtyHandle.kill`."""
+        self._request("POST", _sandbox_path(sandbox_id, "pty", pty_id, "kill"))
+
+    def pty_list(self, sandbox_id: str) -> list[dict[str, Any]]:
+        """List the terminals of a sandbox, as the host tells of them.
+
+        Raises:
+            SandboxNotFoundError: There is no such sandbox.
+        """
+        response = self._request("GET", _sandbox_path(sandbox_id, "pty"))
+        try:
+            views = response.json()
+        except (ValueError, RecursionError):
+            views = None
+        if not isinstance(views, list) or not all(isinstance(view, dict) for view in views):
+            raise ProtocolError(f"{response.request.url} did not answer with a list of terminals")
+        return views
+
+    def pty_read(
+        self,
+        sandbox_id: str,
+        pty_id: str,
+        since_seq: int,
+        max_bytes: int = 65_536,
+        timeout_ms: int = 10_000,
+    ) -> PtyChunk:
+        """Read a terminal's output from a place on, for who cannot hold a stream open.
+
+        Args:
+            sandbox_id: The sandbox.
+            pty_id: The terminal.
+            since_seq: Where to begin: 0, or the `next_seq` of the last answer.
+            max_bytes: The most to return, 1 to 262,144.
+            timeout_ms: Longest wait for output if there is none yet; hosts wait 30 seconds at most. Then the
+                answer has no data.
+
+        Raises:
+            BadRequestError: There is no such place yet, or an argument is out of range.
+            SandboxNotFoundError: There is no such sandbox.
+            PtyNotFoundError: There is no such terminal.
+        """
+        body = {"since_seq": since_seq, "max_bytes": max_bytes, "timeout_ms": timeout_ms}
+        path = _sandbox_path(sandbox_id, "pty", pty_id, "read")
+        return cast("PtyChunk", _answer(self._request("POST", path, body=body, slow=True)))
+
+    def _terminal_events(
+        self, method: str, path: str, body: Mapping[str, object] | None = None
+    ) -> Generator[dict[str, Any], None, None]:
+        timeouts = self._timeouts(self._timeout)
+        with (
+            transport_errors(self.host),
+            self._http.stream(method, path, json=body, timeout=timeouts) as response,
+        ):
+            if not response.is_success:
+                response.read()
+                raise api_error(response)
+            yield from terminal_events(response.iter_bytes())
 
     def _request(
         self, method: str, path: str, *, body: Mapping[str, object] | None = None, slow: bool = False

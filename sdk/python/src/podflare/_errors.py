@@ -6,12 +6,14 @@
     │   ├── UnauthorizedError    401
     │   ├── SandboxNotFoundError 404 for a sandbox
     │   ├── CheckpointNotFoundError 404 for a checkpoint
+    │   ├── PtyNotFoundError     404 for a terminal
     │   ├── CapacityError        429, 503
     │   └── HostError            500 and other 5xx
     ├── HostUnreachableError     no connection; also httpx.ConnectError and httpx.ConnectTimeout
     ├── HostTimeoutError         connected, but silent for too long; also httpx.ReadTimeout
     ├── ConnectionLostError      the connection broke; also httpx.ReadError
     ├── ProtocolError            an answer is malformed, or a stream ended too early
+    ├── PtyError                 a terminal could not be opened, or was lost; also RuntimeError
     └── FileTransferError        a file operation failed in the sandbox; also OSError
 
 The second parents keep handlers working that were written for bare httpx errors.
@@ -35,6 +37,7 @@ _A_SANDBOX = re.compile("/v1/sandboxes/.")
 _A_CHECKPOINT = re.compile("/v1/checkpoints/.")
 # A restore names both, so that only the host's sentence tells which of them there is not.
 _NO_CHECKPOINT = "checkpoint not found"
+_NO_PTY = "terminal not found"
 
 
 class PodflareError(Exception):
@@ -81,6 +84,10 @@ class CheckpointNotFoundError(ApiError):
     """404: there is no such checkpoint, or no longer; the host's sentence says why."""
 
 
+class PtyNotFoundError(ApiError):
+    """404: there is no such terminal in the sandbox, or no longer."""
+
+
 class CapacityError(ApiError):
     """429 or 503: a limit is reached or the host is full; try again later."""
 
@@ -105,6 +112,10 @@ class ProtocolError(PodflareError):
     """The host's answer is malformed, or a stream of events ended before the exit code."""
 
 
+class PtyError(PodflareError, RuntimeError):
+    """A program could not be started in a terminal, or the terminal was lost before the program's end."""
+
+
 class FileTransferError(PodflareError, OSError):
     """A file operation failed in the sandbox; `errno` is Linux's, and `filename` the remote path."""
 
@@ -118,6 +129,8 @@ def api_error(response: httpx.Response) -> ApiError:
         path = response.request.url.path
         if _A_CHECKPOINT.search(path) or _sentence(response).startswith(_NO_CHECKPOINT):
             other = CheckpointNotFoundError
+        elif _sentence(response).startswith(_NO_PTY):
+            other = PtyNotFoundError
         elif _A_SANDBOX.search(path):
             other = SandboxNotFoundError
     return by_status.get(response.status_code, other)(response)

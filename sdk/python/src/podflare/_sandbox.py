@@ -16,6 +16,7 @@ from podflare._client import Client, resolve_host, shared_client
 from podflare._diff import Diff
 from podflare._errors import PodflareError, SandboxNotFoundError
 from podflare._files import Files
+from podflare._pty import PtyNamespace
 from podflare._types import (
     Egress,
     Event,
@@ -44,7 +45,7 @@ class Sandbox:
         traceparent: W3C trace context, sent with every request. Otherwise PODFLARE_TRACEPARENT.
         api_key: Bearer key. Otherwise PODFLARE_API_KEY.
         timeout_seconds: Longest life, in seconds.
-        idle_timeout_seconds: Longest time without running code, in seconds.
+        idle_timeout_seconds: Longest time without running code, or anybody at a terminal, in seconds.
         ram_mib: Memory, in MiB; otherwise the template's. Hosts raise it to a multiple of 256. The first
             sandbox of a template or of a size may wait some seconds for its boot.
         vcpus: Processors; otherwise the template's.
@@ -58,6 +59,7 @@ class Sandbox:
 
     Attributes:
         id: The host's name for it.
+        pty: Its terminals.
 
     Raises:
         ApiError: The host refused or failed.
@@ -65,6 +67,7 @@ class Sandbox:
     """
 
     id: str
+    pty: PtyNamespace
 
     def __init__(
         self,
@@ -104,6 +107,7 @@ class Sandbox:
 
     def _hold(self, created: SandboxInfo, client: Client) -> None:
         self.id = created["id"]
+        self.pty = PtyNamespace(client, self.id)
         self._created = created
         self._client = client
         self._closed = False

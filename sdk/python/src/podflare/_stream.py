@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from podflare._errors import ProtocolError
 from podflare._types import Event, FileEvent
@@ -52,6 +53,25 @@ def file_events(chunks: Iterable[bytes]) -> Iterator[FileEvent]:
                     f"The host sent a line that is not an event: {line[:_EXCERPT_LEN]!r}"
                 ) from error
             yield event
+
+
+def terminal_events(chunks: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+    """Parse the stream of a terminal as it arrives; a heartbeat is an empty event.
+
+    Raises:
+        ProtocolError: A line is not a JSON object.
+    """
+    for line in _lines(chunks):
+        if not line.strip():
+            yield {}
+            continue
+        try:
+            event = json.loads(line)
+        except (ValueError, RecursionError):
+            event = None
+        if not isinstance(event, dict):
+            raise ProtocolError(f"The host sent a line that is not an event: {line[:_EXCERPT_LEN]!r}")
+        yield event
 
 
 def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:

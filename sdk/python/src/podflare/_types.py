@@ -223,6 +223,18 @@ def _path(told: Mapping[str, Any]) -> str:
     return str(told["path"])
 
 
+class PtyChunk(TypedDict):
+    """Output of a terminal from a place on."""
+
+    data_b64: str
+    next_seq: int
+    """Where the next read begins."""
+    exit_code: int | None
+    """Told with the program's last output."""
+    truncated: bool
+    """Output between `since_seq` and this is no longer kept: the last 1 MiB is."""
+
+
 class SandboxInfo(TypedDict, total=False):
     """What the host tells about a sandbox: one part when it is made, another whenever it is asked."""
 

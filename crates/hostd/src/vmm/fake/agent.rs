@@ -100,6 +100,7 @@ pub(super) async fn serve(stream: DuplexStream, core: &Arc<Core>) {
     let requests = async {
         let mut open: HashMap<ExecId, Job> = HashMap::new();
         while let Some(request) = next_request(&mut read, &mut frames).await {
+            stand_still_if_so(core).await;
             take(request, &mut open, &jobs, &writer, core).await;
         }
     };
@@ -222,46 +223,34 @@ async fn run(job: &Job, events: &mpsc::UnboundedSender<Event>, core: &Arc<Core>)
     };
     for statement in job.code.lines() {
         let (verb, rest) = statement.split_once(' ').unwrap_or((statement, ""));
-        let line = match verb {
-            "" | "pass" | "print(1)" | "true" => continue,
-            "print" => format!("{rest}\n"),
-            "partial" => rest.to_owned(),
+        if let Some(text) = told(verb, rest, job, core) {
+            output(OutputStream::Stdout, &text);
+            continue;
+        }
+        match verb {
+            "" | "pass" | "print(1)" | "true" => {}
             "get" => {
                 let value = core.guest().variables.get(rest).cloned();
                 let Some(value) = value else {
                     output(OutputStream::Stderr, &format!("no variable {rest}\n"));
                     return Outcome::Exited(1, ExecEnd::Finished);
                 };
-                format!("{value}\n")
+                output(OutputStream::Stdout, &format!("{value}\n"));
             }
-            "hostname" => format!("{}\n", core.guest().hostname),
-            "size" => core.guest().size(),
             "attempt" => {
                 let attempts = core.guest().attempt();
                 if attempts < rest.parse().unwrap_or(0) {
                     output(OutputStream::Stdout, &format!("attempt {attempts} failed\n"));
                     return Outcome::Exited(1, ExecEnd::Finished);
                 }
-                continue;
             }
-            "disk" => format!("{}\n", core.guest().file_system_bytes),
-            "env" => {
-                let entry = job.context.env.iter().find(|(name, _)| name == rest);
-                format!("{}\n", entry.map_or("", |(_, value)| value))
-            }
-            "cwd" => format!("{}\n", job.context.cwd.as_deref().unwrap_or("/root")),
-            "stdin" => format!("{}\n", String::from_utf8_lossy(&job.context.stdin)),
-            "entropy" => format!("{:?}\n", core.guest().entropy),
             "set" => {
                 let (name, value) = rest.split_once(' ').unwrap_or((rest, ""));
                 core.guest().variables.insert(name.to_owned(), value.to_owned());
-                continue;
             }
             "sleep" => {
                 tokio::time::sleep(Duration::from_millis(rest.parse().unwrap_or(0))).await;
-                continue;
             }
-            "flood" => flood_text(rest.parse().unwrap_or(0)),
             "exit" => return Outcome::Exited(rest.parse().unwrap_or(1), ExecEnd::Finished),
             "kill" => return Outcome::Exited(-1, ExecEnd::Killed { signal: rest.parse().unwrap_or(9) }),
             "forge" => {
@@ -269,24 +258,39 @@ async fn run(job: &Job, events: &mpsc::UnboundedSender<Event>, core: &Arc<Core>)
                 events
                     .send(Event::Output { exec: ExecId(u32::MAX), stream: OutputStream::Stdout, data })
                     .ok();
-                continue;
             }
             "crash" => return Outcome::Crash,
             "panic" => return Outcome::Panic,
             "stall" => return Outcome::Stall,
-            "error" => {
-                output(OutputStream::Stderr, &format!("{rest}\n"));
-                continue;
-            }
+            "error" => output(OutputStream::Stderr, &format!("{rest}\n")),
             unknown => {
                 let text = format!("unknown statement {unknown:?}\n");
                 output(OutputStream::Stderr, &text);
                 return Outcome::Exited(1, ExecEnd::Finished);
             }
-        };
-        output(OutputStream::Stdout, &line);
+        }
     }
     Outcome::Exited(0, ExecEnd::Finished)
+}
+
+/// What a statement prints that does nothing else.
+fn told(verb: &str, rest: &str, job: &Job, core: &Core) -> Option<String> {
+    Some(match verb {
+        "print" => format!("{rest}\n"),
+        "partial" => rest.to_owned(),
+        "hostname" => format!("{}\n", core.guest().hostname),
+        "size" => core.guest().size(),
+        "disk" => format!("{}\n", core.guest().file_system_bytes),
+        "env" => {
+            let entry = job.context.env.iter().find(|(name, _)| name == rest);
+            format!("{}\n", entry.map_or("", |(_, value)| value))
+        }
+        "cwd" => format!("{}\n", job.context.cwd.as_deref().unwrap_or("/root")),
+        "stdin" => format!("{}\n", String::from_utf8_lossy(&job.context.stdin)),
+        "entropy" => format!("{:?}\n", core.guest().entropy),
+        "flood" => flood_text(rest.parse().unwrap_or(0)),
+        _ => return None,
+    })
 }
 
 fn flood_text(len: usize) -> String {

@@ -1,8 +1,9 @@
 //! The terminals of a fake guest: the real protocol over programs that echo what is typed.
 //!
-//! Typing `exit CODE` ends a program, and `size` shows the terminal's; one that is called `broken` does not start.
+//! Typing `exit CODE` ends a program, and `size` shows the terminal's; one that is called `exit CODE` ends at once, and
+//! `broken` does not start. One that is called `stall` brings its guest to a stand.
 
-use super::Core;
+use super::{Core, stand_still_if_so};
 use podflare_wire::codec::{FrameReader, encode_frame};
 use podflare_wire::guest::excerpt;
 use podflare_wire::limits::TERMINAL_REQUEST_LEN_MAX;
@@ -22,6 +23,7 @@ pub(super) struct Fake {
 /// Serves one connection until it ends.
 pub(super) async fn serve(mut stream: DuplexStream, core: &Arc<Core>) {
     let Some(request) = receive(&mut stream).await else { return };
+    stand_still_if_so(core).await;
     let event = match request {
         Request::Create { terminal, program } => {
             let label = match &program.command {
@@ -32,12 +34,13 @@ pub(super) async fn serve(mut stream: DuplexStream, core: &Arc<Core>) {
                 Event::Failed { cause: Cause::Unable, message: "it is broken".to_owned() }
             } else {
                 let label = excerpt(&label).to_owned();
-                let listed =
-                    Terminal { terminal: terminal.clone(), label, created_at_ms: 1, exit_code: None };
+                let exit_code = exit(&label);
+                let listed = Terminal { terminal: terminal.clone(), label, created_at_ms: 1, exit_code };
                 let mut output = Vec::new();
                 for (name, value) in &program.env {
                     output.extend(format!("{name}={value}\r\n").bytes());
                 }
+                core.guest().stands_still |= listed.label == "stall";
                 core.guest().terminals.push(Fake { listed, size: program.size, output });
                 return follow(&mut stream, core, &terminal).await;
             }
@@ -61,14 +64,16 @@ pub(super) async fn serve(mut stream: DuplexStream, core: &Arc<Core>) {
 impl Fake {
     fn take(&mut self, data: &[u8]) {
         self.output.extend(data);
-        match std::str::from_utf8(data).unwrap_or_default().trim().split_once(' ') {
-            Some(("exit", code)) => self.listed.exit_code = code.parse().ok(),
-            _ if data == b"size" => {
-                self.output.extend(format!(" {}x{}", self.size.cols, self.size.rows).bytes());
-            }
-            _ => {}
+        if let Some(code) = exit(std::str::from_utf8(data).unwrap_or_default()) {
+            self.listed.exit_code = Some(code);
+        } else if data == b"size" {
+            self.output.extend(format!(" {}x{}", self.size.cols, self.size.rows).bytes());
         }
     }
+}
+
+fn exit(text: &str) -> Option<i32> {
+    text.trim().strip_prefix("exit ")?.parse().ok()
 }
 
 fn change(core: &Core, name: &str, change: impl FnOnce(&mut Fake)) -> Event {
