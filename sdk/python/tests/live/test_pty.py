@@ -111,19 +111,13 @@ def test_top_draws_until_it_is_told_to_quit(sandbox: Sandbox) -> None:
     assert pty.wait(DEADLINE_SECONDS) == 0
 
 
-def test_an_editor_edits(sandbox: Sandbox) -> None:
-    """With vim where a template has it, else with nano, which all have."""
-    has_vim = sandbox.run_code("command -v vim", "bash").ok
-    pty, screen = opened(sandbox, "vim -u NONE note" if has_vim else "nano note")
+def test_vim_edits_and_follows_the_size_of_its_terminal(sandbox: Sandbox) -> None:
+    pty, screen = opened(sandbox, "vim -u NONE note")
     screen.wait_for("note")
-    if has_vim:
-        pty.send_input("ihello\x1b:wq\r")
-    else:
-        pty.send_input("hello")
-        screen.wait_for("hello")
-        pty.send_input("\x0f\r")  # ^O writes the file out, to the name that it has.
-        screen.wait_for("Wrote 1 line")
-        pty.send_input("\x18")
+    pty.resize(100, 40)
+    pty.send_input(":echo 'size' &columns &lines\r")
+    screen.wait_for("size 100 40")
+    pty.send_input("ihello\x1b:wq\r")
     assert pty.wait(DEADLINE_SECONDS) == 0
     assert bash(sandbox, "cat note") == "hello"
 
