@@ -169,8 +169,8 @@ fn a_shell_is_interactive_and_its_jobs_are_interrupted_by_ctrl_c() {
     let mut terminal = create(&agent, "t", interactive()).ready();
     type_in(&agent, "t", "echo $((6 * 7))\r");
     terminal.wait_for("\r\n42\r\n");
-    // It tells itself that it is in the foreground, which bash's own `echo` could not.
-    type_in(&agent, "t", "sh -c 'echo on; exec sleep 1000'\r");
+    // It tells itself that it is in the foreground, which bash's own `echo` could not, and becomes no other program.
+    type_in(&agent, "t", "sh -c 'echo on; read line'\r");
     terminal.wait_for("\r\non\r\n");
     type_in(&agent, "t", "\x03");
     terminal.wait_for("^C");

@@ -61,8 +61,8 @@ struct Shared {
     /// Whose address it is.
     members: Mutex<HashMap<Ipv4Addr, Arc<Member>>>,
     gone: Mutex<Vec<Gone>>,
-    /// Of interfaces that are gone. To close one waits for the kernel.
-    to_close: Mutex<Vec<OwnedFd>>,
+    /// Interfaces that are gone. To close one waits for the kernel; until then its address is taken.
+    to_close: Mutex<Vec<Closing>>,
 }
 
 /// A machine's place in the network. When the last owner is gone, so is the place.
@@ -74,6 +74,12 @@ struct Owned {
     member: Arc<Member>,
     tap: Option<OwnedFd>,
     network: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Closing {
+    tap: Option<OwnedFd>,
+    address: Ipv4Addr,
 }
 
 /// What is known of an interface.
@@ -186,10 +192,14 @@ impl Network {
 impl Shared {
     async fn forget_gone(&self) {
         let to_close = std::mem::take(&mut *lock(&self.to_close));
-        if !to_close.is_empty() {
+        let (taps, addresses): (Vec<_>, Vec<_>) =
+            to_close.into_iter().map(|closing| (closing.tap, closing.address)).unzip();
+        if !taps.is_empty() {
             // A panic could not be handled better than by going on.
-            tokio::task::spawn_blocking(|| drop(to_close)).await.ok();
+            tokio::task::spawn_blocking(|| drop(taps)).await.ok();
         }
+        // At the end: an address is used again as late as possible.
+        lock(&self.addresses).extend(addresses);
         let gone = {
             let mut gone = lock(&self.gone);
             if gone.len() < FORGET_AT {
@@ -274,9 +284,7 @@ impl Drop for Owned {
         let list_revision = matches!(policy.egress, Egress::Allow(_)).then_some(policy.revision);
         lock(&self.network.gone).push(Gone { id: self.member.id, list_revision });
         lock(&self.network.members).remove(&address);
-        lock(&self.network.to_close).extend(self.tap.take());
-        // At the end: an address is used again as late as possible.
-        lock(&self.network.addresses).push_back(address);
+        lock(&self.network.to_close).push(Closing { tap: self.tap.take(), address });
         self.network.wanted.notify_one();
     }
 }
