@@ -26,8 +26,10 @@ impl Agent {
     pub(crate) fn start() -> Agent {
         let home = tempfile::tempdir().unwrap();
         let socket = home.path().join("agent.sock");
-        let process = Command::new(env!("CARGO_BIN_EXE_podflare-agent"))
-            .args(["serve", "--unix"])
+        // Tests that run in the background of a script ignore SIGINT, and so would all programs that they start.
+        let process = Command::new("env")
+            .arg("--default-signal=INT,QUIT")
+            .args([env!("CARGO_BIN_EXE_podflare-agent"), "serve", "--unix"])
             .arg(&socket)
             .arg("--home")
             .arg(home.path())
