@@ -101,10 +101,16 @@ impl Agent {
 
     /// The next part of what the code writes; none when it has ended well.
     pub fn next_output(&mut self, of: ExecId) -> Result<Option<Vec<u8>>, NoAnswer> {
-        match self.next_event()? {
-            Event::Output { exec, stream: OutputStream::Stdout, data } if exec == of => Ok(Some(data)),
-            Event::Exited { exec, exit_code: 0, .. } if exec == of => Ok(None),
-            other => Err(NoAnswer::Unexpected(other)),
+        loop {
+            match self.next_event()? {
+                // A copy's agent tells the end of what already ran in its source.
+                Event::Exited { exec: ExecId::INHERITED, .. } => {}
+                Event::Output { exec, stream: OutputStream::Stdout, data } if exec == of => {
+                    return Ok(Some(data));
+                }
+                Event::Exited { exec, exit_code: 0, .. } if exec == of => return Ok(None),
+                other => return Err(NoAnswer::Unexpected(other)),
+            }
         }
     }
 
