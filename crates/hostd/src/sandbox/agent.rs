@@ -7,7 +7,7 @@ use bytes::{Buf, BytesMut};
 use futures_util::FutureExt;
 use podflare_wire::codec::{DecodeError, FrameReader, encode_frame};
 use podflare_wire::guest::{
-    ENTROPY_LEN, Event, Inherited, NetworkIdentity, PROTOCOL, Renewal, ReplRenewal, Request,
+    ENTROPY_LEN, Event, ExecId, Inherited, NetworkIdentity, PROTOCOL, Renewal, ReplRenewal, Request,
 };
 use podflare_wire::limits::EVENT_FRAME_LEN_MAX;
 use std::fmt;
@@ -117,12 +117,21 @@ impl AgentConnection {
             }
             let told = Instant::now();
             self.send(&Request::SetClock { unix_time_ns: unix_time_ns() });
+            self.expect_clock_set().await?;
+            self.clock_late = told.elapsed();
+        }
+        Ok(())
+    }
+
+    /// What the guest has inherited may end at any moment, so also before the answer.
+    async fn expect_clock_set(&mut self) -> Result<(), AgentError> {
+        loop {
             match self.next_event().await? {
-                Event::ClockSet => self.clock_late = told.elapsed(),
+                Event::ClockSet => return Ok(()),
+                Event::Exited { exec: ExecId::INHERITED, .. } if self.inherited.take().is_some() => {}
                 _ => return Err(AgentError::Unexpected("it did not set its clock")),
             }
         }
-        Ok(())
     }
 
     /// The REPL was renewed with everything else.
@@ -201,7 +210,7 @@ impl fmt::Debug for AgentConnection {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use podflare_wire::guest::{ExecContext, ExecId};
+    use podflare_wire::guest::{ExecContext, ExecEnd, Language};
 
     fn identity() -> GuestIdentity {
         GuestIdentity { hostname: "sbx-1".to_owned(), network: None }
@@ -236,6 +245,24 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn inherited_code_may_end_before_the_clock_is_set_but_only_once() {
+        let inherited =
+            Inherited { language: Language::Python, excerpt: String::new(), ran_ms: 0, timeout_ms: None };
+        let greeting = [
+            Event::Hello { protocol: PROTOCOL },
+            Event::Renewed { repl: ReplRenewal::Done, inherited: Some(inherited) },
+        ];
+        let exited = Event::Exited { exec: ExecId::INHERITED, exit_code: 0, end: ExecEnd::Finished };
+        for (ends, is_well) in [(0, true), (1, true), (2, false)] {
+            let says = greeting.iter().cloned().chain(vec![exited.clone(); ends]).chain([Event::ClockSet]);
+            let mut agent = renew_with(&says.collect::<Vec<_>>()).await.unwrap();
+            agent.clock_late = Duration::MAX;
+            assert_eq!(agent.settle_clock().await.is_ok(), is_well, "{ends}");
+            assert_eq!(agent.take_inherited().is_some(), ends == 0, "{ends}");
+        }
+    }
+
+    #[tokio::test]
     async fn an_agent_that_reads_nothing_is_given_up() {
         let (ours, mut theirs) = tokio::io::duplex(1024);
         theirs.write_all(&encode_frame(&Event::Hello { protocol: PROTOCOL })).await.unwrap();
@@ -245,7 +272,7 @@ mod tests {
             .unwrap();
         let mut agent = AgentConnection::renew(Box::new(ours), &identity()).await.unwrap();
         let code = "x".repeat(CODE_QUEUED_LEN_MAX / 2);
-        let language = podflare_wire::guest::Language::Python;
+        let language = Language::Python;
         for exec in 0..3 {
             assert!(agent.next_event().now_or_never().is_none(), "it may take its time");
             let context = ExecContext::default();
@@ -278,7 +305,7 @@ mod tests {
         let code = "x".repeat(10_000);
         let request = Request::Exec {
             exec: ExecId(1),
-            language: podflare_wire::guest::Language::Python,
+            language: Language::Python,
             code,
             context: ExecContext::default(),
             announce: false,
