@@ -35,6 +35,11 @@ const RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// What is left of interfaces that are gone is removed in lots: each takes a run of nft.
 const FORGET_AT: usize = 64;
 
+/// Interfaces that are gone are closed in small lots, so that whoever comes meanwhile does not wait for all of them; in
+/// larger ones the more there are, so that they never become many.
+const CLOSE_MIN: usize = 1;
+const CLOSE_PART: usize = 8;
+
 /// Addresses at the beginning of the subnet that no sandbox gets: the network's own, the gateway's, the templates'.
 const KEPT_FIRST: u32 = 16;
 
@@ -191,7 +196,11 @@ impl Network {
 
 impl Shared {
     async fn forget_gone(&self) {
-        let to_close = std::mem::take(&mut *lock(&self.to_close));
+        let to_close = {
+            let mut to_close = lock(&self.to_close);
+            let count = CLOSE_MIN.max(to_close.len() / CLOSE_PART).min(to_close.len());
+            to_close.drain(..count).collect::<Vec<_>>()
+        };
         let (taps, addresses): (Vec<_>, Vec<_>) =
             to_close.into_iter().map(|closing| (closing.tap, closing.address)).unzip();
         if !taps.is_empty() {
