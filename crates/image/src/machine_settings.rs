@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::env;
 use std::ffi::OsString;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 /// By which programs are told of a bundle of certificates, the most general first.
@@ -21,7 +22,9 @@ const SYSTEM_CA_BUNDLES: [&str; 2] =
     ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt"];
 
 /// In both cases of their letters.
-const PROXY_VARIABLES: [&str; 4] = ["http_proxy", "https_proxy", "all_proxy", "no_proxy"];
+const PROXY_VARIABLES: [&str; 4] = ["http_proxy", "https_proxy", "all_proxy", NO_PROXY_VARIABLE];
+
+const NO_PROXY_VARIABLE: &str = "no_proxy";
 
 const INDEX_VARIABLES: [&str; 7] = [
     "PIP_INDEX_URL",
@@ -80,7 +83,7 @@ impl MachineSettings {
             .variables
             .clone()
             .into_iter()
-            .partition(|(_, value)| value.split_whitespace().all(is_for_all));
+            .partition(|(name, value)| value.split_whitespace().all(|word| is_for_all(name, word)));
         (shared, kept.into_keys().collect())
     }
 }
@@ -92,12 +95,31 @@ fn other_case(name: &str) -> String {
     }
 }
 
-fn is_for_all(word: &str) -> bool {
-    let authority = word.split_once("://").map(|(_, rest)| rest.split('/').next().unwrap_or(rest));
-    match authority {
-        Some(authority) => !authority.contains('@') && !word.starts_with("file:"),
-        None => !word.starts_with('/') && !word.contains('@'),
-    }
+fn is_for_all(name: &str, word: &str) -> bool {
+    let (scheme, rest) = word.split_once("://").unwrap_or_default();
+    let authority = match scheme {
+        "" => word,
+        _ => rest.split('/').next().unwrap_or(rest),
+    };
+    let is_file = word.starts_with('/') || scheme == "file";
+    // Those that no proxy is asked for are this machine's in a guest, too: its own.
+    let is_here = name != NO_PROXY_VARIABLE && is_this_machine(authority);
+    !is_file && !authority.contains('@') && !is_here
+}
+
+/// Whether a host, with or without a port, is whichever machine asks.
+fn is_this_machine(authority: &str) -> bool {
+    let host = match authority.strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or(rest),
+        None => authority.split(':').next().unwrap_or(authority),
+    };
+    let host = host.trim_end_matches('.').to_ascii_lowercase();
+    host == "localhost"
+        || host.ends_with(".localhost")
+        || host.parse::<IpAddr>().is_ok_and(|address| {
+            let address = address.to_canonical();
+            address.is_loopback() || address.is_unspecified()
+        })
 }
 
 #[cfg(test)]
@@ -153,5 +175,24 @@ mod tests {
         let (shared, kept) = found.for_guests();
         assert_eq!(shared.keys().collect::<Vec<_>>(), ["PIP_EXTRA_INDEX_URL", "no_proxy"]);
         assert_eq!(kept, ["PIP_FIND_LINKS", "PIP_INDEX_URL"]);
+    }
+
+    #[test]
+    fn a_proxy_on_this_machine_is_not_one_in_a_guest() {
+        for (value, is_shared) in [
+            ("http://127.0.0.1:3128", false),
+            ("127.8.9.1:3128", false),
+            ("http://localhost:3128/", false),
+            ("http://LOCALHOST.:3128", false),
+            ("http://[::1]:3128", false),
+            ("http://[::ffff:127.0.0.1]:3128", false),
+            ("0.0.0.0:3128", false),
+            ("http://proxy.example:3128", true),
+            ("10.1.2.3:3128", true),
+            ("http://[2001:db8::1]:3128", true),
+        ] {
+            let (shared, _) = settings(&[("http_proxy", value)], &[]).for_guests();
+            assert_eq!(!shared.is_empty(), is_shared, "{value}");
+        }
     }
 }

@@ -116,6 +116,8 @@ impl Net {
     ) -> Result<Served, QueueError> {
         let (Some(rx), Some(tap)) = (queues.get_mut(RX), &mut self.tap) else { return Ok(Served::default()) };
         if !rx.ready() {
+            // A driver may take its queue away while frames wait, which would wake the poller for ever.
+            self.unwatch();
             return Ok(Served::default());
         }
         let mut delivered = false;

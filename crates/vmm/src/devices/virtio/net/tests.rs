@@ -4,6 +4,7 @@ use proptest::prelude::*;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_QUEUE_READY, VIRTIO_MMIO_QUEUE_SEL};
 use vmm_sys_util::epoll::{Epoll, EpollEvent};
 
 /// A card that is plugged into a socket, which keeps the bounds of frames as a TAP interface does.
@@ -26,6 +27,17 @@ fn frame(payload_len: usize) -> Vec<u8> {
 
 fn deliver(driver: &mut Driver<Net>) -> bool {
     driver.transport.with_queues(Net::deliver).raise
+}
+
+/// Has the card's interface watched; the result says whether it is ready.
+fn watch(driver: &mut Driver<Net>) -> impl Fn() -> bool + use<> {
+    let poller = Arc::new(Epoll::new().unwrap());
+    driver.transport.device_mut().set_poller(Some(poller.clone()));
+    move || {
+        let mut events = [EpollEvent::default(); 4];
+        let count = poller.wait(0, &mut events).unwrap();
+        events[..count].iter().any(|event| event.data() == Net::TOKEN)
+    }
 }
 
 fn received_at(cable: &OwnedFd) -> Option<Vec<u8>> {
@@ -119,13 +131,7 @@ fn frames_arrive_in_their_order_and_none_twice() {
 #[test]
 fn an_interface_is_watched_only_while_the_guest_has_room() {
     let (mut driver, cable) = plugged_driver();
-    let poller = Arc::new(Epoll::new().unwrap());
-    driver.transport.device_mut().set_poller(Some(poller.clone()));
-    let is_signalled = || {
-        let mut events = [EpollEvent::default(); 4];
-        let count = poller.wait(0, &mut events).unwrap();
-        events[..count].iter().any(|event| event.data() == Net::TOKEN)
-    };
+    let is_signalled = watch(&mut driver);
     let part = driver.writable(128);
     driver.offer(RX, &[part]);
     deliver(&mut driver);
@@ -141,6 +147,21 @@ fn an_interface_is_watched_only_while_the_guest_has_room() {
     driver.notify(RX);
     rustix::io::write(&cable, &frame(60)).unwrap();
     assert!(is_signalled());
+}
+
+#[test]
+fn a_driver_that_takes_its_queue_away_is_not_told_of_frames_for_ever() {
+    let (mut driver, cable) = plugged_driver();
+    let is_signalled = watch(&mut driver);
+    let part = driver.writable(128);
+    driver.offer(RX, &[part]);
+    deliver(&mut driver);
+    driver.write(VIRTIO_MMIO_QUEUE_SEL, 0);
+    driver.write(VIRTIO_MMIO_QUEUE_READY, 0);
+    rustix::io::write(&cable, &frame(60)).unwrap();
+    assert!(is_signalled());
+    assert!(!deliver(&mut driver));
+    assert!(!is_signalled());
 }
 
 #[test]
