@@ -19,6 +19,8 @@ use std::time::Duration;
 pub const PUBLIC: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 10);
 pub const OTHER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 20);
 pub const PRIVATE: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 10);
+/// A public one that the host's operator has forbidden.
+pub const FORBIDDEN: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 30);
 /// Where names are asked for.
 pub const RESOLVER: &str = "203.0.113.53:53";
 
@@ -116,7 +118,7 @@ async fn settle() {
     tokio::spawn(connection);
     let far = index(&handle, FAR).await;
     let resolver: SocketAddr = RESOLVER.parse().unwrap();
-    for address in [PUBLIC.into(), OTHER.into(), PRIVATE.into(), resolver.ip()] {
+    for address in [PUBLIC.into(), OTHER.into(), FORBIDDEN.into(), PRIVATE.into(), resolver.ip()] {
         handle.address().add(far, address, 24).execute().await.unwrap();
     }
     handle.link().set(LinkUnspec::new_with_index(far).up().build()).execute().await.unwrap();

@@ -5,7 +5,9 @@
 use podflare_api::id::SandboxId;
 use podflare_e2e::host::Host;
 use podflare_e2e::wait::until;
-use podflare_e2e::world::{ECHO_PORTS, GREETING, NOTE_PORT, OTHER, OURS, PRIVATE, PUBLIC, RESOLVER, World};
+use podflare_e2e::world::{
+    ECHO_PORTS, FORBIDDEN, GREETING, NOTE_PORT, OTHER, OURS, PRIVATE, PUBLIC, RESOLVER, World,
+};
 use serde_json::{Value, json};
 use std::fmt::Display;
 use std::net::{Ipv4Addr, TcpListener};
@@ -40,6 +42,17 @@ def send_raw(source, target, port, content):
         card.bind(("eth0", 0))
         mac = card.getsockname()[4]
         card.send(bytes.fromhex("0200000000fe") + mac + b"\x08\x00" + datagram(source, target, port, content))
+def asks_for_gateway(source):
+    """Whether somebody who says to have this address is told where the gateway is."""
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0806)) as card:
+        card.bind(("eth0", 0x0806)); card.settimeout(1)
+        mac = card.getsockname()[4]
+        ask = struct.pack("!HHBBH", 1, 0x0800, 6, 4, 1) + mac + socket.inet_aton(source) + bytes(6) + socket.inet_aton("198.18.0.1")
+        card.send(b"\xff" * 6 + mac + b"\x08\x06" + ask)
+        try:
+            return card.recv(64)[28:32] == socket.inet_aton("198.18.0.1")
+        except TimeoutError:
+            return False
 "#;
 
 struct Try<'a> {
@@ -100,13 +113,16 @@ fn interfaces(host: &Host) -> usize {
 #[test]
 fn sandboxes_reach_what_they_may_and_nothing_else() {
     let world = World::new();
-    let host = Host::start_with_settings(2, &[("PODFLARE_DNS", RESOLVER)]);
+    let never = format!("{FORBIDDEN}/32");
+    let host = Host::start_with_settings(2, &[("PODFLARE_DNS", RESOLVER), ("PODFLARE_NEVER", &never)]);
     what_is_public_is_reached_and_nothing_that_is_somebodys_own(&host, &world);
     nothing_leaves_a_sandbox_that_is_cut_off(&host, &world);
     a_list_lets_through_what_is_on_it(&host);
     a_change_holds_at_once_and_for_open_connections(&host);
     a_childs_connections_are_reset_and_its_sources_are_not(&host);
     what_comes_and_goes_leaves_no_interface(&host);
+    one_that_opens_very_many_connections_has_no_more_of_the_hosts_table_than_its_part(&host);
+    rules_that_somebody_removes_come_back(&host);
     a_killed_hostd_leaves_no_interface(host);
 }
 
@@ -134,6 +150,10 @@ fn what_is_public_is_reached_and_nothing_that_is_somebodys_own(host: &Host, worl
     {
         assert!(!["closed", GREETING].contains(&&*one.connect(address, port)), "{address}");
     }
+
+    assert!(!one.reaches(FORBIDDEN, 80));
+    assert_eq!(one.python(&format!("print(asks_for_gateway('{}'))", one.address())), "True");
+    assert_eq!(one.python(&format!("print(asks_for_gateway('{}'))", sibling.address())), "False");
 
     // As root, past the guest's own network: from the sibling's address, from a public one, and to the sibling.
     one.send_raw(sibling.address(), PUBLIC, NOTE_PORT, "as the sibling");
@@ -177,6 +197,7 @@ fn a_list_lets_through_what_is_on_it(host: &Host) {
     assert_eq!(listed.lookup("private.example"), PRIVATE.to_string());
     assert_eq!(listed.lookup("metadata.example"), "unknown");
     assert!(listed.reaches(PRIVATE, 443));
+    assert!(!listed.reaches(PRIVATE, 80), "the name does not widen what is on the list for its addresses");
     assert!(!listed.reaches("169.254.169.254", 80));
 
     let by_name_only = Try::new(host, &json!({ "allow": ["private.example", "*.web.example"] }));
@@ -250,6 +271,39 @@ fn what_comes_and_goes_leaves_no_interface(host: &Host) {
     }
     settled();
     until("interfaces to go", || (interfaces(host) <= before).then_some(()));
+}
+
+fn one_that_opens_very_many_connections_has_no_more_of_the_hosts_table_than_its_part(host: &Host) {
+    let connections = || {
+        let count = std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count").unwrap();
+        count.trim().parse::<u32>().unwrap()
+    };
+    let before = connections();
+    let sandbox = Try::new(host, &json!(true));
+    sandbox.python(&format!(
+        "with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as all:\n    \
+         for port in range(10000, 16000): all.sendto(b'x', ('{PUBLIC}', port))"
+    ));
+    let open = connections() - before;
+    assert!((2000..=4200).contains(&open), "{open} connections are open");
+    host.delete(&sandbox.id);
+    until("its connections to be forgotten", || (connections() < before + 100).then_some(()));
+}
+
+fn rules_that_somebody_removes_come_back(host: &Host) {
+    let sandbox = Try::new(host, &json!(true));
+    assert!(std::process::Command::new("nft").args(["flush", "ruleset"]).status().unwrap().success());
+    until("the rules to come back", || {
+        let listed =
+            std::process::Command::new("nft").args(["list", "table", "ip", "podflare0"]).output().unwrap();
+        listed.status.success().then_some(())
+    });
+    assert!(sandbox.reaches(PUBLIC, 80));
+    let service = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+    assert_ne!(sandbox.connect(OURS[0], service.local_addr().unwrap().port()), GREETING);
+    service.set_nonblocking(true).unwrap();
+    assert!(service.accept().is_err(), "the host is reached");
+    host.delete(&sandbox.id);
 }
 
 fn a_killed_hostd_leaves_no_interface(mut host: Host) {

@@ -34,6 +34,10 @@ fn subnet(text: &str) -> Result<Cidr, String> {
     })
 }
 
+fn cidr(text: &str) -> Result<Cidr, &'static str> {
+    text.parse().map_err(|()| "it must be an IPv4 network such as 192.0.2.0/24")
+}
+
 fn seconds() -> RangedU64ValueParser<u64> {
     RangedU64ValueParser::new().range(1..=SECONDS_MAX)
 }
@@ -109,6 +113,10 @@ pub struct Arguments {
     /// Network that sandboxes have their addresses from: one that this host and its neighbours do not use
     #[arg(long, env = "PODFLARE_SUBNET", default_value = "198.18.0.0/16", value_parser = subnet)]
     subnet: Cidr,
+
+    /// Networks that sandboxes reach in no mode, besides those that none ever does, as 192.0.2.0/24, separated by commas
+    #[arg(long, env = "PODFLARE_NEVER", value_delimiter = ',', value_parser = cidr)]
+    never: Vec<Cidr>,
 
     /// Resolvers that sandboxes' DNS questions go to, as ADDRESS:PORT, separated by commas [default: this host's own]
     #[arg(long, env = "PODFLARE_DNS", value_delimiter = ',')]
@@ -205,7 +213,7 @@ pub struct Settings {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NetworkSettings {
     Off,
-    On { subnet: Cidr, upstreams: Upstreams },
+    On { subnet: Cidr, never: Vec<Cidr>, upstreams: Upstreams },
 }
 
 /// More vCPUs than processors only wait for each other: with two on one, a guest's small tasks take twice
@@ -297,7 +305,7 @@ impl Arguments {
             } else {
                 let upstreams =
                     if self.dns.is_empty() { Upstreams::default() } else { Upstreams::These(self.dns) };
-                NetworkSettings::On { subnet: self.subnet, upstreams }
+                NetworkSettings::On { subnet: self.subnet, never: self.never, upstreams }
             },
             terms,
             heartbeat: Duration::from_secs(self.heartbeat),

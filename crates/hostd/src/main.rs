@@ -85,11 +85,11 @@ fn machines(settings: &Settings) -> Result<Arc<dyn Vmm>> {
 
 /// Sandboxes of a host that may not make a network have none; everything else works.
 async fn network(settings: &Settings) -> Network {
-    let NetworkSettings::On { subnet, upstreams } = &settings.network else { return Network::none() };
+    let NetworkSettings::On { subnet, never, upstreams } = &settings.network else { return Network::none() };
     if settings.machines == Machines::Fake {
         return Network::new(Box::new(FakeDriver::new(*subnet)));
     }
-    match LinuxDriver::set_up(*subnet, gateway_of(*subnet)).await {
+    match LinuxDriver::set_up(*subnet, gateway_of(*subnet), never.clone()).await {
         Ok((driver, sockets)) => {
             let network = Network::new(Box::new(driver));
             let served = dns::serve(network.clone(), sockets, upstreams.clone());

@@ -273,7 +273,7 @@ impl From<SetEgressError> for ApiError {
             SetEgressError::Egress(_) => StatusCode::BAD_REQUEST,
             SetEgressError::Find(error) => status_of_find(error),
             SetEgressError::NoNetwork => StatusCode::CONFLICT,
-            SetEgressError::Network(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            SetEgressError::Change(_) | SetEgressError::Usage(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
         ApiError::new(status, &error)
     }

@@ -3,6 +3,7 @@
 use super::egress::{Cidr, Egress};
 use futures_util::future::BoxFuture;
 use podflare_wire::guest::NetworkIdentity;
+use std::convert::Infallible;
 use std::fmt;
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
@@ -26,15 +27,29 @@ pub struct Usage {
     pub connections: u64,
 }
 
+/// Names a change, from 1. No two interfaces ever have the same, so that a connection which one list has let through is
+/// looked at again by every other.
+pub type Revision = u32;
+
 /// A change of what an interface lets through.
 #[derive(Debug, Clone)]
 pub struct Change {
     pub id: InterfaceId,
     pub identity: NetworkIdentity,
-    /// Counts the changes of this interface, from 1: connections of an earlier one are looked at again.
-    pub revision: u32,
-    pub from: Egress,
+    pub revision: Revision,
+    pub from: Former,
     pub to: Egress,
+}
+
+/// What an interface lets through before a change.
+#[derive(Debug, Clone)]
+pub enum Former {
+    Known {
+        egress: Egress,
+        revision: Revision,
+    },
+    /// A change has failed, perhaps half-way.
+    Unknown,
 }
 
 pub type Answer<'a, T> = BoxFuture<'a, Result<T, DriverError>>;
@@ -50,29 +65,31 @@ pub trait Driver: Send + Sync + fmt::Debug {
     /// Holds for every packet after the answer.
     fn set_egress(&self, change: Change) -> Answer<'_, ()>;
 
+    /// Lets nothing through, whatever the rules are.
+    fn shut(&self, id: InterfaceId) -> Answer<'_, ()>;
+
     /// Lets an interface with a list through to these addresses, and no longer to those.
     fn set_resolved(
         &self,
         id: InterfaceId,
-        revision: u32,
+        revision: Revision,
         add: Vec<Resolved>,
         remove: Vec<Resolved>,
     ) -> Answer<'_, ()>;
 
     fn usage(&self, id: InterfaceId) -> Answer<'_, Usage>;
 
-    /// Forgets what was kept for interfaces that are gone: those with a list, by their last revision, and the others.
-    fn forget(&self, gone: Vec<Gone>) -> Answer<'_, ()>;
+    /// Forgets the connections of addresses that nobody has any more, so that they are not another's.
+    fn disconnect(&self, addresses: Vec<Ipv4Addr>) -> Answer<'_, ()>;
+
+    /// Forgets the rules and counters of interfaces that are gone.
+    fn forget(&self, gone: Vec<InterfaceId>) -> Answer<'_, ()>;
+
+    /// Keeps up what others may take away, for as long as it is polled.
+    fn watch(&self) -> BoxFuture<'_, Infallible>;
 
     /// Takes away what would stay when this process has ended.
     fn close(&self) -> Answer<'_, ()>;
-}
-
-/// An interface that is gone.
-#[derive(Debug, Clone, Copy)]
-pub struct Gone {
-    pub id: InterfaceId,
-    pub list_revision: Option<u32>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -87,6 +104,8 @@ pub enum DriverError {
     Nft { message: String },
     #[error("nft listed what cannot be read")]
     Listing(#[source] serde_json::Error),
+    #[error("Could not forget connections")]
+    Connections(#[source] std::io::Error),
     #[error("The thread that owns the sandboxes' network has ended")]
     Ended,
     #[error("The thread that runs nft has failed")]

@@ -9,10 +9,17 @@ use std::str::FromStr;
 const NAME_LEN_MAX: usize = 253;
 const LABEL_LEN_MAX: usize = 63;
 
-/// Reachable in no mode and by no rule: this host and its link (where clouds keep their metadata service),
-/// broadcast and multicast, and addresses that nobody has. The sandboxes' own network comes on top.
-pub const NEVER: [Cidr; 5] =
-    [cidr(0, 0, 8), cidr(127, 0, 8), cidr(169, 254, 16), cidr(224, 0, 4), cidr(240, 0, 4)];
+/// Reachable in no mode and by no rule: this host and its link (where clouds keep their metadata service; Azure's and
+/// Alibaba's have more), broadcast and multicast, and addresses that nobody has. The sandboxes' own network comes on top.
+pub const NEVER: [Cidr; 7] = [
+    cidr(0, 0, 8),
+    cidr(127, 0, 8),
+    cidr(169, 254, 16),
+    cidr(224, 0, 4),
+    cidr(240, 0, 4),
+    Cidr { network: Ipv4Addr::new(168, 63, 129, 16), prefix_len: 32 },
+    Cidr { network: Ipv4Addr::new(100, 100, 100, 200), prefix_len: 32 },
+];
 
 /// Reachable only by a rule that names the addresses: networks that are somebody's own.
 pub const PRIVATE: [Cidr; 6] = [
@@ -112,15 +119,19 @@ impl Egress {
     /// Whether an address that a name stands for may be reached by it. A name of somebody else's must not lead
     /// into private networks.
     pub fn takes_from_dns(&self, address: Ipv4Addr) -> bool {
-        let among = |list: &[Cidr]| list.iter().any(|cidr| cidr.contains(address));
         let is_allowed = || match self {
             Egress::On | Egress::Off => false,
             Egress::Allow(rules) => rules
                 .iter()
                 .any(|rule| matches!(rule.target, Target::Addresses(cidr) if cidr.contains(address))),
         };
-        !among(&NEVER) && (!among(&PRIVATE) || is_allowed())
+        !NEVER.iter().any(|cidr| cidr.contains(address)) && (!is_private(address) || is_allowed())
     }
+}
+
+/// Whether an address is somebody's own, and so reached only by a rule that has it.
+pub fn is_private(address: Ipv4Addr) -> bool {
+    PRIVATE.iter().any(|cidr| cidr.contains(address))
 }
 
 impl Rule {
@@ -296,7 +307,14 @@ mod tests {
 
     #[test]
     fn no_rule_reaches_the_metadata_service_or_this_host() {
-        for rule in ["169.254.169.254", "127.0.0.1:80", "169.254.0.0/16", "224.0.0.1", "255.255.255.255"] {
+        for rule in [
+            "169.254.169.254",
+            "127.0.0.1:80",
+            "169.254.0.0/16",
+            "224.0.0.1",
+            "255.255.255.255",
+            "168.63.129.16",
+        ] {
             assert!(matches!(allow(&[rule]), Err(EgressError::Never { .. })), "{rule}");
         }
         // The whole Internet is a rule; what is never reachable is left out of it elsewhere.

@@ -1,11 +1,13 @@
 //! A network in memory: it takes every decision and lets nothing through.
 
-use super::driver::{Answer, Change, Driver, Gone, InterfaceId, Resolved, Usage};
+use super::driver::{Answer, Change, Driver, DriverError, InterfaceId, Resolved, Revision, Usage};
 use super::egress::{Cidr, Egress};
 use futures_util::FutureExt;
-use futures_util::future::ready;
+use futures_util::future::{BoxFuture, pending, ready};
 use podflare_wire::guest::NetworkIdentity;
 use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -19,6 +21,7 @@ pub struct FakeDriver {
 #[derive(Debug, Default)]
 struct State {
     interfaces: BTreeMap<InterfaceId, Interface>,
+    refuses_changes: bool,
 }
 
 /// What is known of an interface.
@@ -26,8 +29,9 @@ struct State {
 pub struct Interface {
     pub identity: NetworkIdentity,
     pub egress: Egress,
-    pub revision: u32,
+    pub revision: Revision,
     pub resolved: Vec<Resolved>,
+    pub is_shut: bool,
 }
 
 impl FakeDriver {
@@ -38,6 +42,11 @@ impl FakeDriver {
     /// Those that have not been forgotten.
     pub fn interfaces(&self) -> BTreeMap<InterfaceId, Interface> {
         self.lock().interfaces.clone()
+    }
+
+    /// From now on, or no longer.
+    pub fn refuse_changes(&self, refuses: bool) {
+        self.lock().refuses_changes = refuses;
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -51,13 +60,19 @@ impl Driver for FakeDriver {
     }
 
     fn make(&self, id: InterfaceId, identity: NetworkIdentity) -> Answer<'_, Option<OwnedFd>> {
-        let interface = Interface { identity, egress: Egress::On, revision: 0, resolved: Vec::new() };
+        let interface =
+            Interface { identity, egress: Egress::On, revision: 0, resolved: Vec::new(), is_shut: false };
         self.lock().interfaces.insert(id, interface);
         ready(Ok(None)).boxed()
     }
 
     fn set_egress(&self, change: Change) -> Answer<'_, ()> {
-        if let Some(interface) = self.lock().interfaces.get_mut(&change.id) {
+        let mut state = self.lock();
+        if state.refuses_changes {
+            return ready(Err(DriverError::Ended)).boxed();
+        }
+        if let Some(interface) = state.interfaces.get_mut(&change.id) {
+            interface.is_shut = change.to == Egress::Off;
             interface.egress = change.to;
             interface.revision = change.revision;
             interface.resolved.clear();
@@ -65,10 +80,17 @@ impl Driver for FakeDriver {
         ready(Ok(())).boxed()
     }
 
+    fn shut(&self, id: InterfaceId) -> Answer<'_, ()> {
+        if let Some(interface) = self.lock().interfaces.get_mut(&id) {
+            interface.is_shut = true;
+        }
+        ready(Ok(())).boxed()
+    }
+
     fn set_resolved(
         &self,
         id: InterfaceId,
-        revision: u32,
+        revision: Revision,
         add: Vec<Resolved>,
         remove: Vec<Resolved>,
     ) -> Answer<'_, ()> {
@@ -85,12 +107,20 @@ impl Driver for FakeDriver {
         ready(Ok(Usage::default())).boxed()
     }
 
-    fn forget(&self, gone: Vec<Gone>) -> Answer<'_, ()> {
+    fn disconnect(&self, _: Vec<Ipv4Addr>) -> Answer<'_, ()> {
+        ready(Ok(())).boxed()
+    }
+
+    fn forget(&self, gone: Vec<InterfaceId>) -> Answer<'_, ()> {
         let mut state = self.lock();
-        for gone in gone {
-            state.interfaces.remove(&gone.id);
+        for id in gone {
+            state.interfaces.remove(&id);
         }
         ready(Ok(())).boxed()
+    }
+
+    fn watch(&self) -> BoxFuture<'_, Infallible> {
+        pending().boxed()
     }
 
     fn close(&self) -> Answer<'_, ()> {

@@ -7,22 +7,25 @@ pub mod dns;
 pub mod driver;
 pub mod egress;
 pub mod fake;
+mod interface;
 pub mod linux;
 mod resolved;
 
 use crate::chain::chain;
-use driver::{Change, Driver, DriverError, Gone, InterfaceId, Usage};
+use driver::{Driver, DriverError, InterfaceId, Revision};
 use egress::{Cidr, Egress};
+pub use interface::{Interface, mac_of};
+use interface::{Member, identity};
 use podflare_wire::guest::NetworkIdentity;
-use resolved::Names;
 use std::collections::{HashMap, VecDeque};
+use std::convert::Infallible;
 use std::net::Ipv4Addr;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::{Notify, Semaphore};
-use tokio::time::sleep;
+use tokio::sync::Notify;
+use tokio::time::{interval, sleep};
 
 /// Interfaces that are made ahead, and how many of them may be missing while people wait for something else: making one
 /// takes processor time.
@@ -39,6 +42,9 @@ const FORGET_AT: usize = 64;
 /// larger ones the more there are, so that they never become many.
 const CLOSE_MIN: usize = 1;
 const CLOSE_PART: usize = 8;
+
+/// How often names are looked through for those that have run out.
+const EXPIRY_PERIOD: Duration = Duration::from_secs(30);
 
 /// Addresses at the beginning of the subnet that no sandbox gets: the network's own, the gateway's, the templates'.
 const KEPT_FIRST: u32 = 16;
@@ -59,51 +65,24 @@ pub struct Network(Option<Arc<Shared>>);
 struct Shared {
     driver: Box<dyn Driver>,
     next_id: AtomicU32,
+    revisions: AtomicU32,
     /// Plain mutexes: held for look-ups and swaps, never across an await.
     addresses: Mutex<VecDeque<Ipv4Addr>>,
     ready: Mutex<VecDeque<Interface>>,
     wanted: Notify,
     /// Whose address it is.
     members: Mutex<HashMap<Ipv4Addr, Arc<Member>>>,
-    gone: Mutex<Vec<Gone>>,
+    gone: Mutex<Vec<InterfaceId>>,
     /// Interfaces that are gone. To close one waits for the kernel; until then its address is taken.
     to_close: Mutex<Vec<Closing>>,
 }
 
-/// A machine's place in the network. When the last owner is gone, so is the place.
-#[derive(Debug, Clone)]
-pub struct Interface(Arc<Owned>);
-
-#[derive(Debug)]
-struct Owned {
-    member: Arc<Member>,
-    tap: Option<OwnedFd>,
-    network: Arc<Shared>,
-}
-
+/// What is left of an interface.
 #[derive(Debug)]
 struct Closing {
+    id: InterfaceId,
     tap: Option<OwnedFd>,
     address: Ipv4Addr,
-}
-
-/// What is known of an interface.
-#[derive(Debug)]
-struct Member {
-    id: InterfaceId,
-    identity: NetworkIdentity,
-    policy: Mutex<Policy>,
-    /// Held while the rules are changed, so that changes come one after the other.
-    changing: tokio::sync::Mutex<()>,
-    /// One permit for each question that may be looked up for it at once.
-    questions: Arc<Semaphore>,
-}
-
-#[derive(Debug, Default)]
-struct Policy {
-    egress: Egress,
-    revision: u32,
-    names: Names,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -112,6 +91,8 @@ pub enum NetworkError {
     NoAddress,
     #[error(transparent)]
     Driver(#[from] DriverError),
+    #[error("The change was lost")]
+    Lost,
 }
 
 impl Network {
@@ -127,6 +108,7 @@ impl Network {
         Network(Some(Arc::new(Shared {
             driver,
             next_id: AtomicU32::new(0),
+            revisions: AtomicU32::new(0),
             addresses: Mutex::new(addresses),
             ready: Mutex::default(),
             wanted: Notify::new(),
@@ -169,8 +151,19 @@ impl Network {
 
     /// Keeps interfaces ready, and forgets those that are gone, for as long as it is polled. `quiet` resolves when this
     /// disturbs nobody.
-    pub async fn keep<F: Future<Output = ()>>(&self, quiet: impl Fn() -> F) -> std::convert::Infallible {
+    pub async fn keep<F: Future<Output = ()>>(&self, quiet: impl Fn() -> F) -> Infallible {
         let Some(shared) = &self.0 else { return std::future::pending().await };
+        tokio::select! {
+            never = shared.keep_ready(quiet) => never,
+            never = shared.expire_names() => never,
+            never = shared.driver.watch() => never,
+        }
+    }
+}
+
+impl Shared {
+    async fn keep_ready<F: Future<Output = ()>>(self: &Arc<Shared>, quiet: impl Fn() -> F) -> Infallible {
+        let shared = self;
         loop {
             let ready = lock(&shared.ready).len();
             if ready >= READY && lock(&shared.to_close).is_empty() {
@@ -192,23 +185,27 @@ impl Network {
             shared.forget_gone().await;
         }
     }
-}
 
-impl Shared {
+    async fn expire_names(&self) -> Infallible {
+        let mut ticks = interval(EXPIRY_PERIOD);
+        loop {
+            ticks.tick().await;
+            let members: Vec<Arc<Member>> = lock(&self.members).values().cloned().collect();
+            for member in members {
+                if let Err(error) = member.expire_names(self).await {
+                    tracing::warn!(error = %chain(&error), "Could not shut a sandbox off from names that have run out");
+                }
+            }
+        }
+    }
+
     async fn forget_gone(&self) {
         let to_close = {
             let mut to_close = lock(&self.to_close);
             let count = CLOSE_MIN.max(to_close.len() / CLOSE_PART).min(to_close.len());
             to_close.drain(..count).collect::<Vec<_>>()
         };
-        let (taps, addresses): (Vec<_>, Vec<_>) =
-            to_close.into_iter().map(|closing| (closing.tap, closing.address)).unzip();
-        if !taps.is_empty() {
-            // A panic could not be handled better than by going on.
-            tokio::task::spawn_blocking(|| drop(taps)).await.ok();
-        }
-        // At the end: an address is used again as late as possible.
-        lock(&self.addresses).extend(addresses);
+        self.close_all(to_close).await;
         let gone = {
             let mut gone = lock(&self.gone);
             if gone.len() < FORGET_AT {
@@ -216,96 +213,48 @@ impl Shared {
             }
             std::mem::take(&mut *gone)
         };
-        if let Err(error) = self.driver.forget(gone).await {
+        if let Err(error) = self.driver.forget(gone.clone()).await {
             tracing::warn!(error = %chain(&error), "Could not remove what is left of sandboxes in the network");
+            lock(&self.gone).extend(gone);
+        }
+    }
+
+    async fn close_all(&self, to_close: Vec<Closing>) {
+        if to_close.is_empty() {
+            return;
+        }
+        let ids: Vec<InterfaceId> = to_close.iter().map(|closing| closing.id).collect();
+        // A machine that is still ending must not outlive its rules.
+        for id in &ids {
+            if let Err(error) = self.driver.shut(*id).await {
+                tracing::warn!(error = %chain(&error), "Could not take a sandbox's interface down");
+            }
+        }
+        let (taps, addresses): (Vec<_>, Vec<_>) =
+            to_close.into_iter().map(|closing| (closing.tap, closing.address)).unzip();
+        // A panic could not be handled better than by going on.
+        tokio::task::spawn_blocking(|| drop(taps)).await.ok();
+        if let Err(error) = self.driver.disconnect(addresses.clone()).await {
+            tracing::warn!(error = %chain(&error), "Connections of sandboxes that are gone are left to run out");
+        }
+        // At the end: an address is used again as late as possible.
+        lock(&self.addresses).extend(addresses);
+        lock(&self.gone).extend(ids);
+    }
+
+    /// None is zero, which is the mark of connections that no list has let through.
+    fn next_revision(&self) -> Revision {
+        loop {
+            let revision = self.revisions.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
+            if revision != 0 {
+                return revision;
+            }
         }
     }
 
     fn member(&self, address: Ipv4Addr) -> Option<Arc<Member>> {
         lock(&self.members).get(&address).cloned()
     }
-}
-
-impl Interface {
-    async fn make(network: &Arc<Shared>) -> Result<Interface, NetworkError> {
-        let address = lock(&network.addresses).pop_front().ok_or(NetworkError::NoAddress)?;
-        let id = InterfaceId(network.next_id.fetch_add(1, Ordering::Relaxed));
-        let identity = identity(network.driver.subnet(), address);
-        let member = Arc::new(Member {
-            id,
-            identity,
-            policy: Mutex::default(),
-            changing: tokio::sync::Mutex::default(),
-            questions: Arc::new(Semaphore::new(dns::QUESTIONS_EACH_MAX)),
-        });
-        // Gives the address back, too, if the rest fails.
-        let mut owned = Owned { member: member.clone(), tap: None, network: network.clone() };
-        owned.tap = network.driver.make(id, identity).await?;
-        lock(&network.members).insert(address, member);
-        Ok(Interface(Arc::new(owned)))
-    }
-
-    pub fn identity(&self) -> NetworkIdentity {
-        self.0.member.identity
-    }
-
-    /// What the machine's card is plugged into.
-    pub fn tap(&self) -> Option<BorrowedFd<'_>> {
-        self.0.tap.as_ref().map(AsFd::as_fd)
-    }
-
-    pub fn egress(&self) -> Egress {
-        self.0.member.policy().egress.clone()
-    }
-
-    /// Holds for every packet from the answer on, also for connections that are open.
-    pub async fn set_egress(&self, egress: &Egress) -> Result<(), NetworkError> {
-        let member = &self.0.member;
-        let _changing = member.changing.lock().await;
-        let (from, revision) = {
-            let policy = member.policy();
-            (policy.egress.clone(), policy.revision + 1)
-        };
-        if from == *egress {
-            return Ok(());
-        }
-        let change = Change { id: member.id, identity: member.identity, revision, from, to: egress.clone() };
-        self.0.network.driver.set_egress(change).await?;
-        *member.policy() = Policy { egress: egress.clone(), revision, names: Names::default() };
-        Ok(())
-    }
-
-    pub async fn usage(&self) -> Result<Usage, NetworkError> {
-        Ok(self.0.network.driver.usage(self.0.member.id).await?)
-    }
-}
-
-impl Member {
-    fn policy(&self) -> MutexGuard<'_, Policy> {
-        lock(&self.policy)
-    }
-}
-
-impl Drop for Owned {
-    fn drop(&mut self) {
-        let address = self.member.identity.address;
-        let policy = self.member.policy();
-        let list_revision = matches!(policy.egress, Egress::Allow(_)).then_some(policy.revision);
-        lock(&self.network.gone).push(Gone { id: self.member.id, list_revision });
-        lock(&self.network.members).remove(&address);
-        lock(&self.network.to_close).push(Closing { tap: self.tap.take(), address });
-        self.network.wanted.notify_one();
-    }
-}
-
-fn identity(subnet: Cidr, address: Ipv4Addr) -> NetworkIdentity {
-    NetworkIdentity { mac: mac_of(address), address, gateway: gateway_of(subnet) }
-}
-
-/// The card's address follows from the network address, so that no two in one network are the same.
-pub fn mac_of(address: Ipv4Addr) -> [u8; 6] {
-    let [a, b, c, d] = address.octets();
-    [0x02, 0x00, a, b, c, d]
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

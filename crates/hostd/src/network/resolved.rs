@@ -1,7 +1,7 @@
 //! The addresses that a list lets through because an allowed name stood for them.
 
 use super::driver::Resolved;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 /// Addresses of one sandbox at a time; above, those go that run out first.
@@ -47,17 +47,20 @@ impl Names {
         if self.until.len() > RESOLVED_MAX {
             let mut by_end: Vec<_> = self.until.iter().map(|(resolved, until)| (*until, *resolved)).collect();
             by_end.sort_unstable();
-            for (_, resolved) in by_end.into_iter().take(self.until.len() - RESOLVED_MAX) {
-                self.until.remove(&resolved);
-                match add.iter().position(|added| *added == resolved) {
-                    Some(index) => {
-                        add.swap_remove(index);
-                    }
-                    None => remove.push(resolved),
-                }
-            }
+            let mut evicted: HashSet<Resolved> = by_end
+                .into_iter()
+                .take(self.until.len() - RESOLVED_MAX)
+                .map(|(_, resolved)| resolved)
+                .collect();
+            self.until.retain(|resolved, _| !evicted.contains(resolved));
+            add.retain(|resolved| !evicted.remove(resolved));
+            remove.extend(evicted);
         }
         Difference { add, remove }
+    }
+
+    pub(super) fn has_expired(&self, now: Instant) -> bool {
+        self.until.values().any(|until| *until <= now)
     }
 
     /// Nothing has come of a difference: what was to go is to go the next time.

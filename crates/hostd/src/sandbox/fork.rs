@@ -13,7 +13,7 @@ use crate::phases::Phases;
 use crate::vmm::Machine;
 use podflare_api::sandbox::{ChildFailure, FORK_CHILDREN_MAX, ForkRequest, Forked};
 use std::sync::Arc;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedRwLockReadGuard, OwnedSemaphorePermit};
 use tokio::time::Instant;
 
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +45,15 @@ pub(super) struct Heritage {
     pub(super) terms: Terms,
 }
 
+/// What children are made of.
+pub(super) struct Source {
+    pub(super) machine: Arc<dyn Machine>,
+    /// What it may reach, and so may they.
+    pub(super) egress: Egress,
+    /// Held until they are registered: who changes a sandbox's egress then finds all that have inherited it.
+    pub(super) _turn: Option<OwnedRwLockReadGuard<()>>,
+}
+
 pub async fn fork(app: &Arc<App>, id: &str, request: &ForkRequest) -> Result<(Forked, Phases), ForkError> {
     let source = app.registry.find(id)?;
     match fork_sandbox(app, &source, request).await {
@@ -65,9 +74,14 @@ async fn fork_sandbox(
     request: &ForkRequest,
 ) -> Result<(Forked, Phases), ForkError> {
     let _in_use = source.begin_use();
-    let machine = || match app.registry.names(source) {
-        true => Ok((source.machine().clone(), source.egress())),
-        false => Err(CopyError::SourceEnded.into()),
+    let machine = async || {
+        let turn = source.egress_turn().read_owned().await;
+        match app.registry.names(source) {
+            true => {
+                Ok(Source { machine: source.machine().clone(), egress: source.egress(), _turn: Some(turn) })
+            }
+            false => Err(CopyError::SourceEnded.into()),
+        }
     };
     make_children(app, machine, request, || {
         let identity = source.identity();
@@ -87,7 +101,7 @@ async fn fork_sandbox(
 /// there: until then, a merge may change it.
 pub(super) async fn make_children(
     app: &Arc<App>,
-    source: impl FnOnce() -> Result<(Arc<dyn Machine>, Egress), ForkError>,
+    source: impl AsyncFnOnce() -> Result<Source, ForkError>,
     request: &ForkRequest,
     heritage: impl FnOnce() -> Heritage,
 ) -> Result<(Forked, Phases), ForkError> {
@@ -99,8 +113,8 @@ pub(super) async fn make_children(
     let begun = Instant::now();
     let _turn = app.admission.turn(n).await?;
     let wait = begun.elapsed();
-    let (machine, egress) = source()?;
-    let (outcomes, times) = copies::copy(&*machine, n, FORK_LIMITS, app.means(&egress)).await?;
+    let source = source().await?;
+    let (outcomes, times) = copies::copy(&*source.machine, n, FORK_LIMITS, app.means(&source.egress)).await?;
     let mut family = Family { n, partial, children: Vec::new(), failures: Vec::new() };
     let copies = family.sort(outcomes)?;
     if family.is_failed() {

@@ -1,6 +1,7 @@
 //! `merge_into`: the winner's machine takes the parent's place; nothing is copied. What may be reached is the id's, and
 //! so the winner's becomes what the parent's was.
 
+use super::network::find_for_change;
 use super::registry::FindError;
 use crate::app::App;
 use crate::network::NetworkError;
@@ -11,7 +12,7 @@ pub enum MergeError {
     SameSandbox,
     #[error(transparent)]
     Find(#[from] FindError),
-    #[error("Could not set what the winner may reach; nothing was merged")]
+    #[error("Could not set what the winner may reach; nothing was merged, and the winner reaches nothing")]
     Network(#[from] NetworkError),
 }
 
@@ -19,9 +20,17 @@ pub async fn merge_into(app: &App, parent: &str, winner: &str) -> Result<(), Mer
     if parent == winner {
         return Err(MergeError::SameSandbox);
     }
-    let egress = app.registry.find(parent)?.egress();
-    app.registry.find(winner)?.set_egress(&egress).await?;
-    app.registry.merge(parent, winner)?;
+    // In the order of their names, so that two merges never wait for each other.
+    let [first, second] = if parent < winner { [parent, winner] } else { [winner, parent] };
+    let (first, _first_turn) = find_for_change(app, first).await?;
+    let (second, _second_turn) = find_for_change(app, second).await?;
+    let [loser, heir] = if parent < winner { [first, second] } else { [second, first] };
+    let former = heir.egress();
+    heir.set_egress(&loser.egress()).await?;
+    if let Err(error) = app.registry.merge(parent, winner) {
+        heir.set_egress(&former).await?;
+        return Err(error.into());
+    }
     tracing::debug!(parent, winner, "Merged a sandbox");
     Ok(())
 }

@@ -58,7 +58,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 use task::{Command, Task};
 use tokio::sync::mpsc::error::SendError;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, RwLock, Semaphore, mpsc, oneshot};
 
 /// Bytes of code, and of all that goes with it, that may wait in one sandbox.
 const CODE_QUEUED_LEN_MAX: usize = 2 * CODE_LEN_MAX;
@@ -93,6 +93,7 @@ struct Shared {
     machine: Arc<dyn Machine>,
     /// Its machine's place in the network; none on a host without.
     interface: Option<Interface>,
+    egress_turn: Arc<RwLock<()>>,
     /// Unbounded, but what is sent is not: executions need a place, and all else is a few words.
     commands: mpsc::UnboundedSender<Command>,
     /// Plain mutexes: both are held for a few instructions, never across an await.
@@ -151,6 +152,7 @@ impl Sandbox {
         let sandbox = Sandbox(Arc::new(Shared {
             machine,
             interface,
+            egress_turn: Arc::default(),
             commands,
             replay: Mutex::default(),
             identity: Mutex::new(identity),
@@ -285,6 +287,12 @@ impl Sandbox {
             Some(interface) => interface.set_egress(egress).await,
             None => Ok(()),
         }
+    }
+
+    /// Shared by copies that inherit what it may reach, and held alone while that is changed or handed over: no change is lost
+    /// between the two.
+    pub(super) fn egress_turn(&self) -> Arc<RwLock<()>> {
+        self.0.egress_turn.clone()
     }
 
     pub fn identity(&self) -> MutexGuard<'_, Identity> {

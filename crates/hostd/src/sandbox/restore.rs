@@ -4,6 +4,7 @@ use super::admission::Busy;
 use super::copies::{self, CopyError, FORK_LIMITS};
 use super::events::unix_time_ms;
 use super::fork::Heritage;
+use super::network::find_for_change;
 use super::registry::{self, FindCheckpointError, FindError, InsertError};
 use super::state::EndCause;
 use crate::app::{App, NoSlot};
@@ -47,6 +48,8 @@ pub async fn restore(app: &Arc<App>, id: &str, wanted: &CheckpointId) -> Result<
     let wait = begun.elapsed();
     // It may have been deleted meanwhile, and its machine be there for a moment more.
     app.registry.find_checkpoint(wanted.as_str())?;
+    // Until the copy is in its place. A merge may have put another there, which is not restored any more.
+    let (sandbox, _egress_turn) = find_for_change(app, id).await?;
     // The id's, as it is now, and not the checkpoint's: what has been forbidden since stays forbidden.
     let egress = sandbox.egress();
     let copied = copies::copy_one(&**checkpoint.machine(), FORK_LIMITS, app.means(&egress)).await;

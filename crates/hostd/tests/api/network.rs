@@ -3,7 +3,9 @@
 use crate::host::Host;
 use axum::http::StatusCode;
 use podflare_hostd::network::egress::Egress;
+use podflare_hostd::network::fake::Interface;
 use serde_json::{Value, json};
+use std::time::Duration;
 
 async fn set_egress(host: &Host, id: &str, egress: &Value) -> (StatusCode, Value) {
     let answer = host.put(&format!("/v1/sandboxes/{id}/egress"), &json!({ "egress": egress })).await;
@@ -21,11 +23,15 @@ async fn egress(host: &Host, id: &str) -> Value {
 }
 
 /// What the host's kernel was told of a sandbox.
-async fn enforced(host: &Host, id: &str) -> Egress {
+async fn interface(host: &Host, id: &str) -> Interface {
     let address = network(host, id).await["address"].as_str().unwrap().to_owned();
     let interfaces = host.network.interfaces();
     let ours = interfaces.values().find(|interface| interface.identity.address.to_string() == address);
-    ours.unwrap().egress.clone()
+    ours.unwrap().clone()
+}
+
+async fn enforced(host: &Host, id: &str) -> Egress {
+    interface(host, id).await.egress
 }
 
 #[tokio::test]
@@ -134,4 +140,64 @@ async fn an_ended_sandboxs_place_in_the_network_is_given_back() {
     }
     let places = host.network.interfaces().len();
     assert!(places < 100, "{places} are left");
+}
+
+#[tokio::test]
+async fn a_change_that_fails_leaves_nothing_that_is_reached_until_one_succeeds() {
+    let host = Host::start(&[]).await;
+    let id = host.create().await;
+    host.network.refuse_changes(true);
+    let (status, error) = set_egress(&host, &id, &json!({ "allow": ["example.org"] })).await;
+    assert_eq!(status, StatusCode::INTERNAL_SERVER_ERROR);
+    assert!(error["error"].as_str().unwrap().contains("reaches nothing"), "{error}");
+    assert_eq!(egress(&host, &id).await, false);
+    assert!(interface(&host, &id).await.is_shut);
+    host.network.refuse_changes(false);
+    // Also what it may reach already, for all that hostd knows.
+    assert_eq!(set_egress(&host, &id, &json!(false)).await.0, StatusCode::OK);
+    assert_eq!(enforced(&host, &id).await, Egress::Off);
+    assert_eq!(set_egress(&host, &id, &json!(true)).await.0, StatusCode::OK);
+    assert!(!interface(&host, &id).await.is_shut);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_forbidden_while_a_sandbox_is_restored_stays_forbidden() {
+    let host = Host::start(&[]).await;
+    let id = host.create().await;
+    let taken = host.post(&format!("/v1/sandboxes/{id}/checkpoints"), &json!({})).await.json();
+    host.vmm.set_renewal_time(Duration::from_secs(2));
+    let path = format!("/v1/sandboxes/{id}/restore");
+    let body = json!({ "checkpoint": taken["id"] });
+    let restore = host.post(&path, &body);
+    let forbid = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        set_egress(&host, &id, &json!(false)).await
+    };
+    let (restored, forbidden) = tokio::join!(restore, forbid);
+    assert_eq!((restored.status, forbidden.0), (StatusCode::NO_CONTENT, StatusCode::OK));
+    assert_eq!(egress(&host, &id).await, false);
+    assert_eq!(enforced(&host, &id).await, Egress::Off);
+}
+
+#[tokio::test]
+async fn a_merge_that_comes_to_nothing_leaves_the_winner_what_it_may_reach() {
+    let host = Host::start(&[]).await;
+    let parent = host.create_with(&json!({ "egress": false })).await["id"].as_str().unwrap().to_owned();
+    let winner = host.create().await;
+    host.delete(&parent).await;
+    assert_eq!(host.merge(&parent, &winner).await.status, StatusCode::NOT_FOUND);
+    assert_eq!(egress(&host, &winner).await, true);
+}
+
+#[tokio::test]
+async fn no_two_lists_have_the_same_mark() {
+    let host = Host::start(&[]).await;
+    let mut marks = Vec::new();
+    for _ in 0..3 {
+        let listed = host.create_with(&json!({ "egress": { "allow": ["example.org"] } })).await;
+        marks.push(interface(&host, listed["id"].as_str().unwrap()).await.revision);
+    }
+    marks.dedup();
+    assert_eq!(marks.len(), 3, "{marks:?}");
+    assert!(!marks.contains(&0));
 }

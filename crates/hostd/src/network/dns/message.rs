@@ -1,12 +1,16 @@
 //! What may be asked, and what of an answer may be told. Pure, but for messages on a TCP stream.
 
 use super::super::driver::Resolved;
-use super::super::egress::Egress;
+use super::super::egress::{Egress, is_private};
 use hickory_proto::op::{Message, MessageType, OpCode, ResponseCode};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 use std::io;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+/// Addresses that are told of one answer, and what they let through at most, with a list's ports.
+const ADDRESSES_MAX: usize = 64;
+const FOUND_MAX: usize = 1024;
 
 /// A question that can be understood.
 #[derive(Debug)]
@@ -80,9 +84,12 @@ impl<'a> Question<'a> {
             .retain(|record| address_of(record).is_none_or(|address| egress.takes_from_dns(address)));
         // Addresses of name servers and the like, which nobody has asked for.
         message.additionals.retain(|record| !matches!(record.data, RData::A(_) | RData::AAAA(_)));
-        let addresses = message.answers.iter().filter_map(address_of);
+        keep_first_addresses(&mut message.answers);
+        // What is somebody's own is reached by the rule that has its addresses, and by no name.
+        let addresses = message.answers.iter().filter_map(address_of).filter(|address| !is_private(*address));
         let found = addresses
             .flat_map(|address| ports.iter().map(move |port| Resolved { address, port: *port }))
+            .take(FOUND_MAX)
             .collect();
         let ttl = message.answers.iter().map(|record| record.ttl).max().unwrap_or_default();
         match message.to_vec() {
@@ -99,6 +106,14 @@ impl<'a> Question<'a> {
         reply.add_queries(self.message.queries.iter().cloned());
         reply.to_vec().unwrap_or_default()
     }
+}
+
+fn keep_first_addresses(answers: &mut Vec<Record>) {
+    let mut addresses = 0;
+    answers.retain(|record| {
+        addresses += usize::from(address_of(record).is_some());
+        address_of(record).is_none() || addresses <= ADDRESSES_MAX
+    });
 }
 
 fn plain(name: &Name) -> String {
@@ -205,11 +220,26 @@ mod tests {
         let [public, private] = [Ipv4Addr::new(203, 0, 113, 1), Ipv4Addr::new(10, 1, 2, 3)];
         assert_eq!(told, [public, private]);
         let through = |address, port| Resolved { address, port: Some(port) };
-        assert_eq!(
-            filtered.found,
-            [through(public, 443), through(public, 80), through(private, 443), through(private, 80)]
-        );
+        // The private one is reached as the rule about it says, and not at the name's ports.
+        assert_eq!(filtered.found, [through(public, 443), through(public, 80)]);
         assert_eq!(filtered.ttl, Duration::from_secs(900));
+    }
+
+    #[test]
+    fn a_name_with_very_many_addresses_and_ports_lets_some_of_them_through() {
+        let rules: Vec<String> = (1..=200).map(|port| format!("example.org:{port}")).collect();
+        let egress = allow(&rules.iter().map(String::as_str).collect::<Vec<_>>());
+        let asked = question("example.org.", RecordType::A);
+        let records = (0..500_u32)
+            .map(|n| {
+                let address = Ipv4Addr::from_bits(0xcb00_7100 + n);
+                Record::from_rdata(name("example.org."), 60, RData::A(A(address)))
+            })
+            .collect();
+        let filtered = Question::parse(&asked).unwrap().filter(&answer(records), &egress);
+        let told = Message::from_vec(&filtered.answer).unwrap();
+        assert_eq!(told.answers.len(), ADDRESSES_MAX);
+        assert_eq!(filtered.found.len(), FOUND_MAX);
     }
 
     #[test]

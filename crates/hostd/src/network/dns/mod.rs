@@ -6,17 +6,16 @@
 mod message;
 mod upstream;
 
-use super::driver::Resolved;
 use super::egress::Egress;
+use super::interface::Member;
 use super::linux::DnsSockets;
-use super::resolved::Difference;
-use super::{Member, Network, Shared};
+use super::{Network, Shared};
 use crate::chain::chain;
 use message::{Question, Verdict};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
@@ -26,16 +25,25 @@ pub use upstream::Upstreams;
 /// The longest message over UDP that is read or sent.
 const UDP_LEN_MAX: usize = 4096;
 
-/// Questions that are looked up at once, and connections that may ask; further ones are not heard.
-const QUESTIONS_MAX: usize = 1024;
+/// Questions that are looked up at once, and connections that may ask, in all and of each sandbox; further ones are not
+/// heard.
+const QUESTIONS_MAX: usize = 4096;
 pub(super) const QUESTIONS_EACH_MAX: usize = 64;
-const CONNECTIONS_MAX: usize = 256;
+const CONNECTIONS_MAX: usize = 1024;
+pub(super) const CONNECTIONS_EACH_MAX: usize = 16;
 
 /// How long a connection may say nothing.
 const CONNECTION_IDLE: Duration = Duration::from_secs(10);
 
 /// A pause after the kernel has refused to hand over a question.
 const FAILURE_PAUSE: Duration = Duration::from_millis(100);
+
+/// One of the sandbox's own, and one of all sandboxes'.
+type Turns = [OwnedSemaphorePermit; 2];
+
+fn turns(own: &Arc<Semaphore>, all: &Arc<Semaphore>) -> Option<Turns> {
+    Some([own.clone().try_acquire_owned().ok()?, all.clone().try_acquire_owned().ok()?])
+}
 
 #[derive(Debug)]
 struct Server {
@@ -90,11 +98,12 @@ impl Server {
     }
 
     fn accept(self: Arc<Server>, stream: TcpStream, from: SocketAddr) {
-        let Ok(turn) = self.connections.clone().try_acquire_owned() else { return };
+        let Some(member) = self.member(from) else { return };
+        let Some(turns) = turns(&member.connections, &self.connections) else { return };
         tokio::spawn(async move {
             // One that breaks off has only itself to blame.
             self.converse(stream, from).await.ok();
-            drop(turn);
+            drop(turns);
         });
     }
 
@@ -109,12 +118,15 @@ impl Server {
     }
 
     /// The sandbox that asks, which its address tells: the packet filter lets no other through from its interface.
-    fn admit(&self, from: SocketAddr) -> Option<(Arc<Member>, [OwnedSemaphorePermit; 2])> {
+    fn member(&self, from: SocketAddr) -> Option<Arc<Member>> {
         let IpAddr::V4(address) = from.ip() else { return None };
-        let member = self.network.member(address)?;
-        let own = member.questions.clone().try_acquire_owned().ok()?;
-        let all = self.questions.clone().try_acquire_owned().ok()?;
-        Some((member, [own, all]))
+        self.network.member(address)
+    }
+
+    fn admit(&self, from: SocketAddr) -> Option<(Arc<Member>, Turns)> {
+        let member = self.member(from)?;
+        let turns = turns(&member.questions, &self.questions)?;
+        Some((member, turns))
     }
 
     /// Nothing for what is no question.
@@ -135,7 +147,7 @@ impl Server {
                     return Some(answer);
                 }
                 let filtered = question.filter(&answer, &egress);
-                match self.let_through(member, &egress, filtered.found, filtered.ttl).await {
+                match member.let_through(&self.network, &egress, filtered.found, filtered.ttl).await {
                     Ok(()) => Some(filtered.answer),
                     Err(error) => {
                         tracing::warn!(error = %chain(&error), "Could not let a sandbox through to a name's address");
@@ -144,32 +156,5 @@ impl Server {
                 }
             }
         }
-    }
-
-    /// Unless the sandbox's list has been changed meanwhile: then the answer leads nowhere.
-    async fn let_through(
-        &self,
-        member: &Member,
-        egress: &Egress,
-        found: Vec<Resolved>,
-        ttl: Duration,
-    ) -> Result<(), super::NetworkError> {
-        let _changing = member.changing.lock().await;
-        let (revision, difference) = {
-            let mut policy = member.policy();
-            if policy.egress != *egress {
-                return Ok(());
-            }
-            (policy.revision, policy.names.learn(found, ttl, Instant::now()))
-        };
-        let Difference { add, remove } = difference;
-        if add.is_empty() && remove.is_empty() {
-            return Ok(());
-        }
-        let set = self.network.driver.set_resolved(member.id, revision, add.clone(), remove.clone()).await;
-        if set.is_err() {
-            member.policy().names.undo(&Difference { add, remove }, Instant::now());
-        }
-        Ok(set?)
     }
 }

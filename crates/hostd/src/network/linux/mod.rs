@@ -11,15 +11,20 @@
 //! The namespace has no name and so goes with hostd and its machines, whatever ends them. In the host's own network
 //! there are the link, which goes with the namespace, and one table of rules, which hostd replaces at its next start.
 
+mod connections;
+mod guard;
 mod listing;
 mod namespace;
 mod rules;
 #[expect(unsafe_code, reason = "three ioctls of /dev/net/tun")]
 mod tap;
 
-use super::driver::{Answer, Change, Driver, DriverError, Gone, InterfaceId, Resolved, Usage};
+use super::driver::{Answer, Change, Driver, DriverError, Former, InterfaceId, Resolved, Revision, Usage};
 use super::egress::{Cidr, Egress};
+use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, TryStreamExt};
+use guard::Guard;
+use listing::Residue;
 use namespace::{Namespace, nft, nft_list};
 use podflare_wire::guest::NetworkIdentity;
 use rtnetlink::packet_route::link::LinkAttribute;
@@ -27,6 +32,8 @@ use rtnetlink::packet_route::neighbour::NeighbourState;
 use rtnetlink::packet_route::route::RouteScope;
 use rtnetlink::{Handle, LinkUnspec, LinkVeth, RouteMessageBuilder};
 use rules::{UPLINK, tap_name};
+use rustix::io::Errno;
+use std::convert::Infallible;
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
@@ -71,6 +78,8 @@ pub enum SetUpError {
 pub struct LinuxDriver {
     namespace: Namespace,
     subnet: Cidr,
+    /// Sees to the rules in the host's own network.
+    guard: Guard,
 }
 
 /// Where sandboxes ask for names: sockets in their namespace.
@@ -82,19 +91,37 @@ pub struct DnsSockets {
 
 impl LinuxDriver {
     /// Makes the network. The last four addresses of the subnet are the link's, the first ones are kept for gateways.
-    pub async fn set_up(subnet: Cidr, gateway: Ipv4Addr) -> Result<(LinuxDriver, DnsSockets), SetUpError> {
+    /// What is in `never` is reached in no mode.
+    pub async fn set_up(
+        subnet: Cidr,
+        gateway: Ipv4Addr,
+        never: Vec<Cidr>,
+    ) -> Result<(LinuxDriver, DnsSockets), SetUpError> {
         let (namespace, file) = Namespace::new().await.map_err(SetUpError::Namespace)?;
         let (connection, host, _) = rtnetlink::new_connection().map_err(SetUpError::Netlink)?;
         let connection = tokio::spawn(connection);
         let outer = subnet.nth(subnet.size() - 3);
         let inner = subnet.nth(subnet.size() - 2);
-        set_up_host(&host, file.as_raw_fd(), subnet, [outer, inner]).await?;
+        let guard = set_up_host(&host, file.as_raw_fd(), subnet, [outer, inner]).await?;
         connection.abort();
         let sockets = namespace.run(move |handle| async move {
-            Ok(set_up_namespace(&handle, subnet, gateway, [outer, inner]).await)
+            Ok(set_up_namespace(&handle, subnet, gateway, &never, [outer, inner]).await)
         });
         let sockets = sockets.await??;
-        Ok((LinuxDriver { namespace, subnet }, sockets))
+        Ok((LinuxDriver { namespace, subnet, guard }, sockets))
+    }
+
+    async fn list(&self, what: &'static [&'static str]) -> Result<Vec<u8>, DriverError> {
+        self.namespace.run(move |_| async { nft_list(what) }).await
+    }
+
+    async fn residue(&self, ids: &[InterfaceId]) -> Result<Residue, DriverError> {
+        let listing = self.list(&["table", "ip", "podflare"]).await?;
+        listing::residue(&listing, ids).map_err(DriverError::Listing)
+    }
+
+    async fn switch(&self, id: InterfaceId, to: Switch) -> Result<(), DriverError> {
+        self.namespace.run(move |handle| switch(handle, id, to)).await
     }
 
     async fn run_nft(&self, script: String) -> Result<(), DriverError> {
@@ -111,7 +138,7 @@ async fn set_up_host(
     namespace: i32,
     subnet: Cidr,
     [outer, inner]: [Ipv4Addr; 2],
-) -> Result<(), SetUpError> {
+) -> Result<Guard, SetUpError> {
     let failed = |step| move |source| SetUpError::Link { step, source };
     make_link(host).await?;
     let uplink = index_of(host, UPLINK).await.map_err(failed("to find its inner end"))?;
@@ -126,39 +153,41 @@ async fn set_up_host(
         .output_interface(link)
         .gateway(inner);
     host.route().add(route.build()).execute().await.map_err(failed("to make the way to sandboxes known"))?;
+    // Nothing is passed on before the rules say what.
+    let guard = Guard::set_up(LINK, rules::host(LINK, subnet)).await?;
     write_setting("/proc/sys/net/ipv4/ip_forward")?;
-    let script = rules::host(LINK, subnet);
-    tokio::task::spawn_blocking(move || nft(&script)).await.map_err(DriverError::from)??;
-    Ok(())
+    Ok(guard)
 }
 
 /// The link of a hostd that was killed goes with its last machine.
 async fn make_link(host: &Handle) -> Result<(), SetUpError> {
     for _ in 0..LINK_ATTEMPTS {
         match host.link().add(LinkVeth::new(LINK, UPLINK).build()).execute().await {
-            Err(error) if is_there_already(&error) => sleep(LINK_PAUSE).await,
+            Err(error) if is_of(&error, Errno::EXIST) => sleep(LINK_PAUSE).await,
             made => return made.map_err(|source| SetUpError::Link { step: "to make it", source }),
         }
     }
     Err(SetUpError::LinkExists)
 }
 
-fn is_there_already(error: &rtnetlink::Error) -> bool {
-    let exists = rustix::io::Errno::EXIST.raw_os_error();
-    matches!(error, rtnetlink::Error::NetlinkError(message) if message.raw_code() == -exists)
+fn is_of(error: &rtnetlink::Error, errno: Errno) -> bool {
+    matches!(error, rtnetlink::Error::NetlinkError(message) if message.raw_code() == -errno.raw_os_error())
 }
 
 async fn set_up_namespace(
     handle: &Handle,
     subnet: Cidr,
     gateway: Ipv4Addr,
+    never: &[Cidr],
     [outer, inner]: [Ipv4Addr; 2],
 ) -> Result<DnsSockets, SetUpError> {
     let failed = |step| move |source| SetUpError::Link { step, source };
-    // Nothing here speaks IPv6: every interface made from now on is without.
+    // Nothing here speaks IPv6: every interface made from now on is without. And who says on its wire that it has another
+    // address gets no answer, and so no place in the table of neighbours that all sandboxes share.
     for path in [
         "/proc/sys/net/ipv6/conf/all/disable_ipv6",
         "/proc/sys/net/ipv6/conf/default/disable_ipv6",
+        "/proc/sys/net/ipv4/conf/all/rp_filter",
         "/proc/sys/net/ipv4/ip_forward",
     ] {
         match write_setting(path) {
@@ -182,7 +211,7 @@ async fn set_up_namespace(
     handle.link().set(up).execute().await.map_err(failed("to bring its inner end up"))?;
     let route = RouteMessageBuilder::<Ipv4Addr>::new().gateway(outer).output_interface(uplink);
     handle.route().add(route.build()).execute().await.map_err(failed("to make the way out known"))?;
-    nft(&rules::namespace(subnet, gateway))?;
+    nft(&rules::namespace(subnet, gateway, never))?;
     let address = (gateway, DNS_PORT);
     let udp = UdpSocket::bind(address).map_err(SetUpError::Dns)?;
     let tcp = TcpListener::bind(address).map_err(SetUpError::Dns)?;
@@ -224,27 +253,34 @@ async fn make_tap(
 async fn bring_up(handle: &Handle, index: u32, identity: NetworkIdentity) -> Result<(), rtnetlink::Error> {
     handle.link().set(LinkUnspec::new_with_index(index).up().build()).execute().await?;
     let neighbour = handle.neighbours().add(index, identity.address.into());
-    neighbour.state(NeighbourState::Permanent).link_layer_address(&identity.mac).execute().await?;
+    let neighbour = neighbour.state(NeighbourState::Permanent).link_layer_address(&identity.mac);
+    neighbour.replace().execute().await?;
     let route = RouteMessageBuilder::<Ipv4Addr>::new()
         .destination_prefix(identity.address, 32)
         .scope(RouteScope::Link)
         .output_interface(index);
-    handle.route().add(route.build()).execute().await
+    handle.route().add(route.build()).replace().execute().await
 }
 
-/// Nothing goes through an interface that is down, whoever has its descriptor.
-async fn bring_down(handle: &Handle, index: u32) -> Result<(), rtnetlink::Error> {
-    handle.link().set(LinkUnspec::new_with_index(index).down().build()).execute().await
+#[derive(Debug, Clone, Copy)]
+enum Switch {
+    /// Nothing goes through an interface that is down, whoever has its descriptor.
+    Down,
+    Up(NetworkIdentity),
 }
 
-async fn switch(handle: Handle, change: Change) -> Result<(), DriverError> {
+/// One that is gone is down.
+async fn switch(handle: Handle, id: InterfaceId, to: Switch) -> Result<(), DriverError> {
     let failed = |error: rtnetlink::Error| DriverError::Switch(error.into());
-    let index = index_of(&handle, &tap_name(change.id)).await.map_err(failed)?;
-    match change.to {
-        Egress::Off => bring_down(&handle, index).await,
-        Egress::On | Egress::Allow(_) => bring_up(&handle, index, change.identity).await,
-    }
-    .map_err(failed)
+    let index = match index_of(&handle, &tap_name(id)).await {
+        Err(error) if matches!(to, Switch::Down) && is_of(&error, Errno::NODEV) => return Ok(()),
+        found => found.map_err(failed)?,
+    };
+    let switched = match to {
+        Switch::Down => handle.link().set(LinkUnspec::new_with_index(index).down().build()).execute().await,
+        Switch::Up(identity) => bring_up(&handle, index, identity).await,
+    };
+    switched.map_err(failed)
 }
 
 impl Driver for LinuxDriver {
@@ -259,27 +295,34 @@ impl Driver for LinuxDriver {
     /// Down comes first and up last: nothing slips through between two sets of rules.
     fn set_egress(&self, change: Change) -> Answer<'_, ()> {
         async move {
-            let script = rules::change(&change);
-            let (is_off, was_off) = (change.to == Egress::Off, change.from == Egress::Off);
-            let switched = change.clone();
-            let switch = |handle| switch(handle, switched);
+            let is_off = change.to == Egress::Off;
+            let (was_off, residue) = match &change.from {
+                Former::Known { egress, .. } => (*egress == Egress::Off, None),
+                Former::Unknown => {
+                    self.switch(change.id, Switch::Down).await?;
+                    (true, Some(self.residue(&[change.id]).await?))
+                }
+            };
             if is_off && !was_off {
-                self.namespace.run(switch).await?;
-                self.run_nft(script).await
-            } else if was_off && !is_off {
-                self.run_nft(script).await?;
-                self.namespace.run(switch).await
-            } else {
-                self.run_nft(script).await
+                self.switch(change.id, Switch::Down).await?;
             }
+            self.run_nft(rules::change(&change, residue)).await?;
+            if was_off && !is_off {
+                self.switch(change.id, Switch::Up(change.identity)).await?;
+            }
+            Ok(())
         }
         .boxed()
+    }
+
+    fn shut(&self, id: InterfaceId) -> Answer<'_, ()> {
+        self.switch(id, Switch::Down).boxed()
     }
 
     fn set_resolved(
         &self,
         id: InterfaceId,
-        revision: u32,
+        revision: Revision,
         add: Vec<Resolved>,
         remove: Vec<Resolved>,
     ) -> Answer<'_, ()> {
@@ -288,14 +331,38 @@ impl Driver for LinuxDriver {
 
     fn usage(&self, id: InterfaceId) -> Answer<'_, Usage> {
         async move {
-            let listing = self.namespace.run(|_| async { nft_list(&["table", "ip", "podflare"]) }).await?;
-            listing::usage(&listing, &tap_name(id)).map_err(DriverError::Listing)
+            let sent = self.list(&["set", "ip", "podflare", "sent"]).await?;
+            let received = self.list(&["set", "ip", "podflare", "received"]).await?;
+            let connections = self.list(&["set", "ip", "podflare", "connections"]).await?;
+            let usage = listing::usage([&sent, &received, &connections], &tap_name(id));
+            usage.map_err(DriverError::Listing)
         }
         .boxed()
     }
 
-    fn forget(&self, gone: Vec<Gone>) -> Answer<'_, ()> {
-        self.run_nft(rules::forget(&gone)).boxed()
+    /// In both networks that a connection goes through.
+    fn disconnect(&self, addresses: Vec<Ipv4Addr>) -> Answer<'_, ()> {
+        async move {
+            let inner = addresses.clone();
+            let forget = move |addresses: &[Ipv4Addr]| {
+                connections::forget(addresses).map_err(DriverError::Connections)
+            };
+            self.namespace.run(move |_| async move { forget(&inner) }).await?;
+            tokio::task::spawn_blocking(move || forget(&addresses)).await?
+        }
+        .boxed()
+    }
+
+    fn forget(&self, gone: Vec<InterfaceId>) -> Answer<'_, ()> {
+        async move {
+            let residue = self.residue(&gone).await?;
+            self.run_nft(rules::forget(&residue)).await
+        }
+        .boxed()
+    }
+
+    fn watch(&self) -> BoxFuture<'_, Infallible> {
+        self.guard.watch().boxed()
     }
 
     fn close(&self) -> Answer<'_, ()> {

@@ -4,14 +4,25 @@
 //! one, then what is somebody's own. A list marks the connections that it lets through with its revision. Those of an
 //! earlier revision are looked at again, packet by packet, in both directions, so that a change holds at once.
 
-use super::super::driver::{Change, Gone, InterfaceId, Resolved};
-use super::super::egress::{Cidr, Egress, NEVER, PRIVATE, Target};
+use super::super::driver::{Change, Former, InterfaceId, Resolved, Revision};
+use super::super::egress::{Cidr, Egress, NEVER, PRIVATE, Rule, Target};
+use super::listing::Residue;
 use std::fmt::Write;
 use std::net::Ipv4Addr;
+
+/// The maps from an interface to the chains of its list.
+pub(super) const HOOKS: [&str; 2] = ["lists", "replies"];
+
+/// The sets that count, by interface.
+pub(super) const COUNTERS: [&str; 4] = ["sent", "received", "connections", "open"];
 
 /// Names of interfaces: of the sandboxes', with a number behind it, and of the link to the host's own network.
 pub(super) const TAP_PREFIX: &str = "pf";
 pub(super) const UPLINK: &str = "uplink";
+
+/// Connections that a sandbox has open at once, those included that the kernel has not forgotten yet. All of the host's share
+/// one table, which has 262,144 entries on most.
+const OPEN_MAX: u32 = 4096;
 
 /// Sandboxes that are counted, those included that have not been forgotten yet.
 const COUNTED_MAX: u32 = 131_072;
@@ -21,9 +32,9 @@ pub(super) fn tap_name(id: InterfaceId) -> String {
 }
 
 /// The rules of the sandboxes' own network namespace.
-pub(super) fn namespace(subnet: Cidr, gateway: Ipv4Addr) -> String {
-    let never = list(NEVER.iter().chain([&subnet]));
-    let private = list(PRIVATE.iter().filter(|cidr| !cidr.overlaps(subnet)));
+pub(super) fn namespace(subnet: Cidr, gateway: Ipv4Addr, never: &[Cidr]) -> String {
+    let never = list(NEVER.iter().chain([&subnet]).chain(never));
+    let private = list(PRIVATE.iter());
     format!(
         "table ip podflare {{
     set never {{ type ipv4_addr; flags interval; auto-merge; elements = {{ {never} }} }}
@@ -33,6 +44,7 @@ pub(super) fn namespace(subnet: Cidr, gateway: Ipv4Addr) -> String {
     set sent {{ type ifname; size {COUNTED_MAX}; flags dynamic; }}
     set received {{ type ifname; size {COUNTED_MAX}; flags dynamic; }}
     set connections {{ type ifname; size {COUNTED_MAX}; flags dynamic; }}
+    set open {{ type ifname; size {COUNTED_MAX}; flags dynamic; }}
 
     chain prerouting {{
         type filter hook prerouting priority raw; policy accept;
@@ -58,6 +70,7 @@ pub(super) fn namespace(subnet: Cidr, gateway: Ipv4Addr) -> String {
         goto leave
     }}
     chain leave {{
+        ct state new add @open {{ iifname ct count over {OPEN_MAX} }} reject with icmp type admin-prohibited
         ct state new update @connections {{ iifname counter }}
         update @sent {{ iifname counter }}
         accept
@@ -111,7 +124,7 @@ pub(super) fn remove_host(link: &str) -> String {
 /// The names of what one revision of a list consists of.
 struct List {
     id: InterfaceId,
-    revision: u32,
+    revision: Revision,
 }
 
 impl List {
@@ -128,7 +141,7 @@ impl List {
         })
     }
 
-    fn define(&self, script: &mut String, rules: &[super::super::egress::Rule]) {
+    fn define(&self, script: &mut String, rules: &[Rule]) {
         let mut networks = Vec::new();
         let mut network_ports = Vec::new();
         for rule in rules {
@@ -172,44 +185,73 @@ add element ip podflare replies {{ \"{tap}\" : goto {replies} }}
         .ok();
     }
 
+    fn former(id: InterfaceId, revision: Revision) -> Residue {
+        let list = List { id, revision };
+        let tap = tap_name(id);
+        let sets = [(false, false), (false, true), (true, false), (true, true)];
+        Residue {
+            hooks: HOOKS.iter().map(|map| ((*map).to_owned(), tap.clone())).collect(),
+            chains: ["list", "replies"].map(|kind| list.part(kind)).to_vec(),
+            sets: sets.map(|(is_of_names, has_port)| list.set(is_of_names, has_port)).to_vec(),
+            counted: Vec::new(),
+        }
+    }
+}
+
+impl Residue {
+    /// Hooks go before the chains that they lead to, and chains before the sets that they look into.
     fn unhook(&self, script: &mut String) {
-        let tap = tap_name(self.id);
-        for map in ["lists", "replies"] {
+        for (map, tap) in &self.hooks {
             writeln!(script, "delete element ip podflare {map} {{ \"{tap}\" }}").ok();
         }
     }
 
     fn remove(&self, script: &mut String) {
-        for chain in ["list", "replies"] {
-            writeln!(script, "delete chain ip podflare {}", self.part(chain)).ok();
+        for chain in &self.chains {
+            writeln!(script, "delete chain ip podflare {chain}").ok();
         }
-        for (is_of_names, has_port) in [(false, false), (false, true), (true, false), (true, true)] {
-            writeln!(script, "delete set ip podflare {}", self.set(is_of_names, has_port)).ok();
+        for set in &self.sets {
+            writeln!(script, "delete set ip podflare {set}").ok();
+        }
+        for (set, tap) in &self.counted {
+            writeln!(script, "delete element ip podflare {set} {{ \"{tap}\" }}").ok();
         }
     }
 }
 
-/// What an interface's change means for the rules; nothing if both let out the same.
-pub(super) fn change(change: &Change) -> String {
+/// Removes what is left of interfaces.
+pub(super) fn forget(residue: &Residue) -> String {
     let mut script = String::new();
-    let former = List { id: change.id, revision: change.revision - 1 };
-    let had_list = matches!(change.from, Egress::Allow(_));
-    if had_list {
+    residue.unhook(&mut script);
+    residue.remove(&mut script);
+    script
+}
+
+/// What an interface's change means for the rules; nothing if both let out the same. `residue` is what is there of it, if
+/// that had to be looked up.
+pub(super) fn change(change: &Change, residue: Option<Residue>) -> String {
+    let mut script = String::new();
+    let former = residue.or_else(|| match &change.from {
+        Former::Known { egress: Egress::Allow(_), revision } => Some(List::former(change.id, *revision)),
+        Former::Known { .. } | Former::Unknown => None,
+    });
+    if let Some(former) = &former {
         former.unhook(&mut script);
     }
     if let Egress::Allow(rules) = &change.to {
         List { id: change.id, revision: change.revision }.define(&mut script, rules);
     }
-    if had_list {
+    if let Some(former) = &former {
         former.remove(&mut script);
     }
     script
 }
 
-pub(super) fn resolved(id: InterfaceId, revision: u32, add: &[Resolved], remove: &[Resolved]) -> String {
+/// What is removed is added first: nft refuses to remove what is not there.
+pub(super) fn resolved(id: InterfaceId, revision: Revision, add: &[Resolved], remove: &[Resolved]) -> String {
     let list = List { id, revision };
     let mut script = String::new();
-    for (verb, all) in [("add", add), ("delete", remove)] {
+    for (verb, all) in [("add", add), ("add", remove), ("delete", remove)] {
         for has_port in [false, true] {
             let chosen = all.iter().filter(|resolved| resolved.port.is_some() == has_port);
             let chosen: Vec<String> = chosen.map(element).collect();
@@ -227,25 +269,6 @@ fn element(resolved: &Resolved) -> String {
         Some(port) => format!("{} . {port}", resolved.address),
         None => resolved.address.to_string(),
     }
-}
-
-/// Removes what is left of interfaces. Counters that may never have been made are made first, because nft refuses to
-/// remove what is not there.
-pub(super) fn forget(gone: &[Gone]) -> String {
-    let mut script = String::new();
-    for Gone { id, list_revision } in gone {
-        let tap = tap_name(*id);
-        for set in ["sent", "received", "connections"] {
-            writeln!(script, "add element ip podflare {set} {{ \"{tap}\" }}").ok();
-            writeln!(script, "delete element ip podflare {set} {{ \"{tap}\" }}").ok();
-        }
-        if let Some(revision) = *list_revision {
-            let list = List { id: *id, revision };
-            list.unhook(&mut script);
-            list.remove(&mut script);
-        }
-    }
-    script
 }
 
 fn list<'a>(cidrs: impl Iterator<Item = &'a Cidr>) -> String {
