@@ -20,6 +20,8 @@ use tempfile::TempDir;
 pub struct Host {
     pub process: Child,
     pub state_dir: TempDir,
+    /// What outlives hostd.
+    pub data_dir: TempDir,
     address: SocketAddr,
     http: ureq::Agent,
 }
@@ -56,6 +58,7 @@ impl Host {
 
     fn start_with(pool_size: u32, state_dir: TempDir, settings: &[(&str, &str)]) -> Host {
         let address = free_address();
+        let data_dir = tempfile::tempdir().unwrap();
         let process = Command::new(place::program("podflare-hostd"))
             .arg("--listen")
             .arg(address.to_string())
@@ -65,6 +68,8 @@ impl Host {
             .arg(place::rootfs())
             .arg("--state-dir")
             .arg(state_dir.path())
+            .arg("--data-dir")
+            .arg(data_dir.path())
             .env("PODFLARE_POOL_SIZE", pool_size.to_string())
             // What ends here is ended by who uses it.
             .env("PODFLARE_IDLE_TIMEOUT", "3600")
@@ -76,7 +81,7 @@ impl Host {
             .timeout_connect(Some(Duration::from_secs(5)))
             .build()
             .into();
-        let host = Host { process, state_dir, address, http };
+        let host = Host { process, state_dir, data_dir, address, http };
         until("hostd to serve", || host.is_healthy().then_some(()));
         host
     }

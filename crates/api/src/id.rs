@@ -106,6 +106,15 @@ id!(
     "pty_9a7b330a4f5e4c7c8d1e2f3a4b5c6d7e"
 );
 
+id!(
+    /// An API key, which is not the key itself: `key_` and 32 lowercase hexadecimal digits.
+    KeyId,
+    "key",
+    "key_",
+    "^key_[0-9a-f]{32}$",
+    "key_2f7c2a4f9d0e4b7f8c0d5b1a3e6f7081"
+);
+
 fn random(prefix: &str) -> String {
     format!("{prefix}{}", uuid::Uuid::new_v4().simple())
 }

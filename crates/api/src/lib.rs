@@ -9,6 +9,7 @@ pub mod error;
 pub mod exec;
 pub mod file;
 pub mod id;
+pub mod key;
 pub mod network;
 pub mod openapi;
 pub mod pty;

@@ -10,7 +10,8 @@ use crate::exec::{
     ExecEvent, ExecEventKind, ExecList, ExecRequest, ExecState, ExecView, ExitReason, Language,
 };
 use crate::file::{FileEntry, FileEvent, FileEventKind, FileKind, FileList};
-use crate::id::{CheckpointId, ExecId, PtyId, SandboxId};
+use crate::id::{CheckpointId, ExecId, KeyId, PtyId, SandboxId};
+use crate::key::{CreateKey, KeyCreated, KeyList, KeyView};
 use crate::network::{AllowList, Egress, NetworkView, SetEgress};
 use crate::pty::{CreatePty, PtyChunk, PtyEvent, PtyInfo, PtyInput, PtyRead, PtyResize};
 use crate::sandbox::{
@@ -93,6 +94,9 @@ const UNKNOWN_CHECKPOINT: (&str, &str) =
     ("404", "There is no such checkpoint, or it has ended; the text says when and why");
 const UNKNOWN_TEMPLATE: (&str, &str) =
     ("404", "There is no such template; the text lists those that there are");
+const UNKNOWN_KEY: (&str, &str) = ("404", "There is no such key, or it has been revoked");
+const TOO_MANY: (&str, &str) =
+    ("429", "The key has as many sandboxes and checkpoints as its tier allows; the text says how many");
 const BAD_BODY: (&str, &str) = ("400", "The body cannot be understood, or asks for something out of range");
 const FULL: (&str, &str) = (
     "503",
@@ -167,7 +171,7 @@ pub const ENDPOINTS: &[Endpoint] = &[
         query: &[],
         request: Request::Json("CreateSandbox"),
         success: Success::Json("SandboxCreated"),
-        errors: &[BAD_BODY, UNKNOWN_TEMPLATE, LONG_BODY, FAILED, FULL],
+        errors: &[TOO_MANY, BAD_BODY, UNKNOWN_TEMPLATE, LONG_BODY, FAILED, FULL],
         open: false,
     },
     Endpoint {
@@ -476,7 +480,7 @@ pub const ENDPOINTS: &[Endpoint] = &[
         query: &[],
         request: Request::Json("ForkRequest"),
         success: Success::Json("Forked"),
-        errors: &[BAD_BODY, UNKNOWN, LONG_BODY, FAILED, FULL],
+        errors: &[TOO_MANY, BAD_BODY, UNKNOWN, LONG_BODY, FAILED, FULL],
         open: false,
     },
     Endpoint {
@@ -499,6 +503,7 @@ pub const ENDPOINTS: &[Endpoint] = &[
         request: Request::Json("CheckpointRequest"),
         success: Success::Json("CheckpointView"),
         errors: &[
+            TOO_MANY,
             BAD_BODY,
             UNKNOWN,
             LONG_BODY,
@@ -577,7 +582,7 @@ pub const ENDPOINTS: &[Endpoint] = &[
         query: &[],
         request: Request::Json("ForkRequest"),
         success: Success::Json("Forked"),
-        errors: &[BAD_BODY, UNKNOWN_CHECKPOINT, LONG_BODY, FAILED, FULL],
+        errors: &[TOO_MANY, BAD_BODY, UNKNOWN_CHECKPOINT, LONG_BODY, FAILED, FULL],
         open: false,
     },
     Endpoint {
@@ -640,6 +645,50 @@ pub const ENDPOINTS: &[Endpoint] = &[
         open: false,
     },
     Endpoint {
+        method: Method::Post,
+        path: "/v1/keys",
+        id: "create_key",
+        summary: "Makes a key, which is shown this once; only for the operator",
+        query: &[],
+        request: Request::Json("CreateKey"),
+        success: Success::Json("KeyCreated"),
+        errors: &[BAD_BODY, LONG_BODY, ("409", "The host has as many keys as it can"), FAILED],
+        open: false,
+    },
+    Endpoint {
+        method: Method::Get,
+        path: "/v1/keys",
+        id: "list_keys",
+        summary: "Lists the keys that were made; only for the operator",
+        query: &[],
+        request: Request::None,
+        success: Success::Json("KeyList"),
+        errors: &[],
+        open: false,
+    },
+    Endpoint {
+        method: Method::Delete,
+        path: "/v1/keys/{key}",
+        id: "revoke_key",
+        summary: "Lets nobody in with a key any more; what runs with it runs on; only for the operator",
+        query: &[],
+        request: Request::None,
+        success: Success::Empty,
+        errors: &[UNKNOWN_KEY, FAILED],
+        open: false,
+    },
+    Endpoint {
+        method: Method::Post,
+        path: "/v1/keys/{key}/rotate",
+        id: "rotate_key",
+        summary: "Gives a key another secret, shown this once; only for the operator",
+        query: &[],
+        request: Request::None,
+        success: Success::Json("KeyCreated"),
+        errors: &[UNKNOWN_KEY, FAILED],
+        open: false,
+    },
+    Endpoint {
         method: Method::Get,
         path: "/openapi.json",
         id: "openapi",
@@ -661,6 +710,7 @@ pub const ENDPOINTS: &[Endpoint] = &[
     CheckpointRequest,
     CheckpointView,
     ChildFailure,
+    CreateKey,
     CreatePty,
     CreateSandbox,
     Egress,
@@ -680,6 +730,10 @@ pub const ENDPOINTS: &[Endpoint] = &[
     FileList,
     Forked,
     ForkRequest,
+    KeyCreated,
+    KeyId,
+    KeyList,
+    KeyView,
     Language,
     NetworkView,
     PtyChunk,

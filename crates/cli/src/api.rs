@@ -1,13 +1,14 @@
 //! A client of the API, for what the command line does with it.
 
-use crate::args;
 use crate::record::Record;
+use crate::{admin_key, args};
 use anyhow::{Context, bail};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use podflare_api::error::ErrorBody;
 use podflare_api::exec::{ExecEvent, ExecEventKind, ExecRequest};
-use podflare_api::id::{PtyId, SandboxId};
+use podflare_api::id::{KeyId, PtyId, SandboxId};
+use podflare_api::key::{CreateKey, KeyCreated, KeyList, KeyView};
 use podflare_api::pty::{CreatePty, PtyEvent, PtyInput, PtyResize};
 use podflare_api::sandbox::{CreateSandbox, SandboxCreated, SandboxList, SandboxView};
 use podflare_api::template::{TakeState, TemplateProgress};
@@ -56,11 +57,13 @@ pub(crate) struct PtyStream(BufReader<BodyReader<'static>>);
 impl Client {
     /// The host that is named, or else the one that was started here.
     pub(crate) fn of(host: &args::Host, places: &Places) -> anyhow::Result<Client> {
-        let url = match &host.url {
-            Some(url) => url.trim_end_matches('/').to_owned(),
-            None => Record::of_running_host(places)?.map_or(DEFAULT_URL.into(), |record| record.url()),
+        // The operator's key is for the operator's own host, and told no other.
+        let (url, own_key) = match (&host.url, Record::of_running_host(places)?) {
+            (Some(url), _) => (url.trim_end_matches('/').to_owned(), None),
+            (None, Some(record)) => (record.url(), admin_key::read(places)?),
+            (None, None) => (DEFAULT_URL.to_owned(), None),
         };
-        Ok(Client::new(url, host.api_key.clone()))
+        Ok(Client::new(url, host.api_key.clone().or(own_key)))
     }
 
     /// The host that is named, or else the one that was started here, if it runs.
@@ -119,6 +122,31 @@ impl Client {
     pub(crate) fn close(&self, id: &SandboxId) -> anyhow::Result<()> {
         let request = self.agent.delete(self.address(&format!("/sandboxes/{id}")));
         self.checked(request.header("authorization", self.authorization()).call()).map(drop)
+    }
+
+    pub(crate) fn create_key(&self, wanted: &CreateKey) -> anyhow::Result<KeyCreated> {
+        let post = self.agent.post(self.address("/keys")).header("authorization", self.authorization());
+        let mut answer = self.checked(post.send_json(wanted))?;
+        answer.body_mut().read_json().context("Cannot read the new key")
+    }
+
+    pub(crate) fn rotate_key(&self, id: &KeyId) -> anyhow::Result<KeyCreated> {
+        let post = self.agent.post(self.address(&format!("/keys/{id}/rotate")));
+        let mut answer = self.checked(post.header("authorization", self.authorization()).send_empty())?;
+        answer.body_mut().read_json().context("Cannot read the new key")
+    }
+
+    pub(crate) fn revoke_key(&self, id: &KeyId) -> anyhow::Result<()> {
+        let request = self.agent.delete(self.address(&format!("/keys/{id}")));
+        self.checked(request.header("authorization", self.authorization()).call()).map(drop)
+    }
+
+    /// All keys, oldest first.
+    pub(crate) fn keys(&self) -> anyhow::Result<Vec<KeyView>> {
+        let request = self.agent.get(self.address("/keys")).header("authorization", self.authorization());
+        let mut answer = self.checked(request.call())?;
+        let list: KeyList = answer.body_mut().read_json().context("Cannot read the list of keys")?;
+        Ok(list.keys)
     }
 
     /// Runs code and hands over its output line by line; gives the exit code.

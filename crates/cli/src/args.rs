@@ -2,7 +2,7 @@
 
 use clap::builder::FalseyValueParser;
 use clap::{ArgAction, Parser, Subcommand};
-use podflare_api::id::{PtyId, SandboxId};
+use podflare_api::id::{KeyId, PtyId, SandboxId};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -40,6 +40,11 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: TemplateCommand,
     },
+    /// Keys, with which others use a host
+    Keys {
+        #[command(subcommand)]
+        command: KeyCommand,
+    },
     /// List the sandboxes of a host
     Ls(Host),
     /// Run code in a new sandbox, which is closed afterwards; the exit code is the code's
@@ -62,7 +67,8 @@ pub(crate) struct Up {
     /// Sandboxes kept ready [default: the host's]
     #[arg(long, value_name = "N", env = "PODFLARE_POOL_SIZE")]
     pub(crate) pool_size: Option<u32>,
-    /// Keys that clients must show, separated by commas; none means that every client of this machine may
+    /// Keys that clients must show, separated by commas, besides those of `podflare keys`. Without any every client of
+    /// this machine is let in
     #[arg(long, value_name = "KEYS", env = "PODFLARE_API_KEYS", hide_env_values = true)]
     pub(crate) api_keys: Option<String>,
     /// hostd's own setting, which would make the keys worthless
@@ -110,12 +116,46 @@ pub(crate) struct TemplateRm {
     pub(crate) name: String,
 }
 
+#[derive(Debug, Subcommand)]
+pub(crate) enum KeyCommand {
+    /// Make a key and print it, this once. With the first one, the host asks everybody for one
+    Create(KeyCreate),
+    /// List the keys, revoked ones included
+    Ls(Host),
+    /// Let nobody in with a key any more
+    Revoke(KeyOf),
+    /// Give a key another secret and print it, this once; the former lets nobody in any more
+    Rotate(KeyOf),
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct KeyCreate {
+    #[command(flatten)]
+    pub(crate) host: Host,
+    /// What sandboxes with this key may have: free, pro, scale or enterprise, or what the host's own tiers are
+    #[arg(long)]
+    pub(crate) tier: String,
+    /// A note on whose it is
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct KeyOf {
+    #[command(flatten)]
+    pub(crate) host: Host,
+    /// The key's id, as `keys ls` shows it
+    #[arg(value_name = "KEY_ID")]
+    pub(crate) key: KeyId,
+}
+
 /// Which host is meant.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Host {
     /// The host's URL [default: the host that was started here]
     #[arg(long, env = "PODFLARE_HOSTD_URL")]
     pub(crate) url: Option<String>,
+    /// The key to show it [default: the operator's, for the host that was started here]
     #[arg(long, env = "PODFLARE_API_KEY", hide_env_values = true)]
     pub(crate) api_key: Option<String>,
 }

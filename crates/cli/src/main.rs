@@ -2,6 +2,7 @@
 //!
 //! It knows of a running host only what its record says, and of sandboxes only what the API says.
 
+mod admin_key;
 mod api;
 mod args;
 mod commands;
@@ -13,7 +14,7 @@ mod start;
 mod table;
 mod terminal;
 
-use args::{Args, Command, ImageCommand, TemplateCommand};
+use args::{Args, Command, ImageCommand, KeyCommand, TemplateCommand};
 use clap::Parser;
 use output::Output;
 use podflare_emulated_host::places::Places;
@@ -44,6 +45,12 @@ fn run(args: Args, output: &Output) -> anyhow::Result<ExitCode> {
         Command::Template { command: TemplateCommand::Rm(rm) } => {
             commands::template::rm(&rm, &places, output)
         }
+        Command::Keys { command: KeyCommand::Create(create) } => {
+            commands::keys::create(&create, &places, output)
+        }
+        Command::Keys { command: KeyCommand::Ls(host) } => commands::keys::ls(&host, &places, output),
+        Command::Keys { command: KeyCommand::Revoke(key) } => commands::keys::revoke(&key, &places, output),
+        Command::Keys { command: KeyCommand::Rotate(key) } => commands::keys::rotate(&key, &places, output),
         Command::Ls(host) => commands::ls::run(&host, &places, output),
         Command::Run(run) => commands::run::run(&run, &places, output),
         Command::Shell(shell) => commands::shell::run(&shell, &places, output),

@@ -33,6 +33,7 @@ const LAST_LINES: usize = 20;
 const EMULATED_LISTEN: &str = "10.0.2.15";
 const EMULATED_ROOTFS: &str = "/dev/guest-rootfs";
 const EMULATED_STATE: &str = "/var/lib/podflare/state";
+const EMULATED_DATA: &str = "/var/lib/podflare/data";
 
 /// What a host is started with.
 pub(crate) struct Plan<'a> {
@@ -42,6 +43,7 @@ pub(crate) struct Plan<'a> {
     pub(crate) image: &'a GuestImage,
     pub(crate) templates: &'a Store,
     pub(crate) guests: &'a GuestSettings,
+    pub(crate) admin_key: &'a str,
 }
 
 pub(crate) fn check_programs(places: &Places) -> anyhow::Result<()> {
@@ -123,9 +125,14 @@ impl Plan<'_> {
             let path = directory.join(name);
             File::create(&path).with_context(|| format!("Cannot make {}", path.display()))
         };
-        let state = self.places.home.join("state");
+        let [state, data] = ["state", "data"].map(|name| self.places.home.join(name));
         Command::new(programs.join("podflare-hostd"))
-            .args(self.arguments(&self.args.listen.to_string(), &self.image.rootfs(), &state, programs))
+            .args(self.arguments(
+                &self.args.listen.to_string(),
+                &self.image.rootfs(),
+                [&state, &data],
+                programs,
+            ))
             .envs(self.environment())
             .stdin(Stdio::null())
             .stdout(log(STDOUT_LOG)?)
@@ -144,7 +151,7 @@ impl Plan<'_> {
             arguments: self.arguments(
                 &listen,
                 Path::new(EMULATED_ROOTFS),
-                Path::new(EMULATED_STATE),
+                [EMULATED_STATE, EMULATED_DATA].map(Path::new),
                 programs,
             ),
             environment: self.environment(),
@@ -169,7 +176,13 @@ impl Plan<'_> {
         Ok(service.start()?)
     }
 
-    fn arguments(&self, listen: &str, rootfs: &Path, state: &Path, programs: &Path) -> Vec<OsString> {
+    fn arguments(
+        &self,
+        listen: &str,
+        rootfs: &Path,
+        [state, data]: [&Path; 2],
+        programs: &Path,
+    ) -> Vec<OsString> {
         vec![
             "--listen".into(),
             listen.into(),
@@ -179,6 +192,8 @@ impl Plan<'_> {
             rootfs.into(),
             "--state-dir".into(),
             state.into(),
+            "--data-dir".into(),
+            data.into(),
             "--vmm".into(),
             programs.join("podflare-vmm").into(),
         ]
@@ -189,10 +204,12 @@ impl Plan<'_> {
         let mut environment = self.guests.environment();
         // What is set here by hand comes after it, and so counts.
         environment.extend(environment_beginning_with(&["PODFLARE_", "RUST_LOG"]));
-        environment.push(match &self.args.api_keys {
-            Some(keys) => ("PODFLARE_API_KEYS".to_owned(), keys.into()),
-            None => ("PODFLARE_AUTH_DISABLED".to_owned(), "1".into()),
-        });
+        if let Some(keys) = &self.args.api_keys {
+            environment.push(("PODFLARE_API_KEYS".to_owned(), keys.into()));
+        }
+        environment.push(("PODFLARE_ADMIN_KEY".to_owned(), self.admin_key.into()));
+        // In an emulated host hostd listens elsewhere, where nobody but this machine comes.
+        environment.push(("PODFLARE_REACHED_AT".to_owned(), self.args.listen.to_string().into()));
         let templates = self.templates.templates().to_owned();
         environment.push(("PODFLARE_TEMPLATE_DIR".to_owned(), templates.into()));
         // Its log is a file.

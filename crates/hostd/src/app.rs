@@ -12,15 +12,17 @@ use crate::sandbox::copies::{self, CopyError, CopyTimes, Limits, Means, OwnCopy}
 use crate::sandbox::registry::Registry;
 use crate::sandbox::state::EndCause;
 use crate::sandbox::{Identity, Lineage, Sandbox};
+use crate::slots::Room;
 use crate::template::boot::{self, BootError};
 use crate::template::shelf::Shelf;
 use crate::template::variant::Variant;
 use crate::template::{Template, folder, keep};
+use crate::tenant::{Keys, Tenant};
 use crate::vmm::{Machine, Vmm};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, oneshot};
+use tokio::sync::{Semaphore, oneshot};
 use tokio::task::{JoinError, JoinHandle};
 use tokio::time::{Instant, timeout};
 
@@ -49,11 +51,11 @@ pub struct App {
     pub activity: Activity,
     pub admission: Admission,
     pub network: Network,
+    pub keys: Keys,
+    pub room: Room,
     /// One permit for each long request body that may be in memory.
     pub long_bodies: Semaphore,
     vmm: Arc<dyn Vmm>,
-    /// One permit for each sandbox that may exist beside the pool's, and for each checkpoint.
-    slots: Arc<Semaphore>,
     endings: Semaphore,
 }
 
@@ -65,26 +67,16 @@ pub enum RunError {
     Serve(#[source] JoinError),
 }
 
-/// Why a host takes no more sandboxes.
-#[derive(Debug, thiserror::Error)]
-pub enum NoSlot {
-    #[error(
-        "This host has no room for that: its limit is {max} sandboxes and checkpoints; end some or try later"
-    )]
-    Full { max: u32 },
-    #[error("The host is shutting down")]
-    ShuttingDown,
-}
-
 /// Serves until `shutdown` resolves.
 pub async fn run(
     listener: TcpListener,
     settings: Settings,
     vmm: Arc<dyn Vmm>,
     network: Network,
+    keys: Keys,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), RunError> {
-    let app = App::new(settings, vmm, network);
+    let app = App::new(settings, vmm, network, keys);
     let (stop, stopped) = oneshot::channel::<()>();
     let mut server = tokio::spawn(http::serve(listener, http::router(app.clone()), async {
         // An error means that the sender is gone, which is a reason to stop, too.
@@ -121,7 +113,7 @@ async fn stop_keeping(keeper: JoinHandle<BootError>) {
 
 impl App {
     /// Looks for templates in their folder.
-    pub fn new(settings: Settings, vmm: Arc<dyn Vmm>, network: Network) -> Arc<App> {
+    pub fn new(settings: Settings, vmm: Arc<dyn Vmm>, network: Network, keys: Keys) -> Arc<App> {
         let admission = Admission::of_this_host();
         let folder = settings.template_dir.as_deref();
         let templates = folder.map_or_else(Vec::new, |folder| folder::read_all(folder, settings.sizes));
@@ -129,9 +121,10 @@ impl App {
             registry: Registry::default(),
             templates: Shelf::new(&settings, templates),
             activity: Activity::new(),
-            slots: Arc::new(Semaphore::new(settings.sandboxes_max as usize)),
+            room: Room::new(settings.sandboxes_max),
             vmm,
             network,
+            keys,
             endings: Semaphore::new(ENDINGS_PER_PROCESSOR * admission.processors()),
             admission,
             long_bodies: Semaphore::new(LONG_BODIES_MAX),
@@ -162,14 +155,6 @@ impl App {
         boot::boot(&*self.vmm, &self.settings, network, definition, shape.clone()).await
     }
 
-    /// Room for so many sandboxes, kept by holding it.
-    pub fn acquire_slots(&self, count: u32) -> Result<OwnedSemaphorePermit, NoSlot> {
-        self.slots.clone().try_acquire_many_owned(count).map_err(|error| match error {
-            TryAcquireError::Closed => NoSlot::ShuttingDown,
-            TryAcquireError::NoPermits => NoSlot::Full { max: self.settings.sandboxes_max },
-        })
-    }
-
     /// What copies are made with that may reach so much.
     pub fn means<'a>(&'a self, egress: &'a Egress) -> Means<'a> {
         Means { admission: &self.admission, network: &self.network, egress }
@@ -196,6 +181,7 @@ impl App {
             created_at_ms: 0,
             terms: self.settings.terms.default,
             started: Instant::now().into_std(),
+            tenant: Tenant::operator(),
         };
         let (sandbox, task) = Sandbox::new(copy, identity, lineage);
         let (app, handle) = (self.clone(), sandbox.clone());
@@ -225,7 +211,7 @@ impl App {
     pub(crate) async fn tear_down(&self, id: &str, machine: &dyn Machine, cause: &EndCause) {
         let is_awaited = match cause {
             EndCause::MachineEnded(_) | EndCause::AgentLost(_) | EndCause::Shutdown => true,
-            _ => self.slots.available_permits() == 0,
+            _ => self.room.is_full(),
         };
         let patience = if is_awaited { Duration::ZERO } else { ENDING_PATIENCE };
         let deadline = Instant::now() + patience;
@@ -241,7 +227,7 @@ impl App {
     }
 
     async fn close(&self) {
-        self.slots.close();
+        self.room.close();
         let (sandboxes, checkpoints) = self.registry.close();
         self.templates.close();
         for sandbox in sandboxes {

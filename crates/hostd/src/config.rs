@@ -5,6 +5,8 @@ use crate::network::egress::Cidr;
 use crate::sandbox::state::{Terms, TermsOffered};
 use crate::template::guest_settings::{GuestSettings, GuestSettingsError};
 use crate::template::size::{RAM_STEP_MIB, SizeLimits};
+use crate::tenant::{Known, Secret};
+use crate::tier::{Tiers, TiersError};
 use clap::builder::{FalseyValueParser, RangedU64ValueParser};
 use clap::{ArgAction, Parser, ValueEnum};
 use podflare_wire::limits::{DISK_GIB_MAX, MEMORY_MIB_MAX, VCPUS_MAX};
@@ -98,9 +100,29 @@ pub struct Arguments {
     #[arg(long, env = "PODFLARE_VCPUS", value_parser = clap::value_parser!(u8).range(1..=VCPUS_MAX.into()))]
     vcpus: Option<u8>,
 
-    /// API keys, separated by commas
+    /// Folder of what outlives hostd: its database and the Spaces
+    #[arg(long, env = "PODFLARE_DATA_DIR", default_value = "/var/lib/podflare/data")]
+    data_dir: PathBuf,
+
+    /// API keys besides those that are made while the host runs, separated by commas
     #[arg(long, env = "PODFLARE_API_KEYS", hide_env_values = true, value_delimiter = ',')]
     api_keys: Vec<String>,
+
+    /// The tier of these keys [default: the host's own limits]
+    #[arg(long, env = "PODFLARE_API_KEYS_TIER", value_name = "TIER")]
+    api_keys_tier: Option<String>,
+
+    /// The key of whoever runs the host, with which keys are made and everything is seen
+    #[arg(long, env = "PODFLARE_ADMIN_KEY", hide_env_values = true)]
+    admin_key: Option<String>,
+
+    /// A file of tiers in place of those that are built in
+    #[arg(long, env = "PODFLARE_TIERS", value_name = "FILE")]
+    tiers: Option<PathBuf>,
+
+    /// The address that clients reach this host at, if it is another than the one it listens on
+    #[arg(long, env = "PODFLARE_REACHED_AT", value_name = "ADDRESS")]
+    reached_at: Option<SocketAddr>,
 
     /// Serve anyone who reaches the address
     #[arg(long, env = "PODFLARE_AUTH_DISABLED", action = ArgAction::SetTrue, value_parser = FalseyValueParser::new())]
@@ -187,7 +209,13 @@ pub enum LogFormat {
 #[derive(Debug, Clone)]
 pub struct Settings {
     pub listen: SocketAddr,
-    pub authentication: Authentication,
+    /// Where clients reach it.
+    pub reached_at: SocketAddr,
+    pub keys: Known,
+    /// Whoever reaches the host is let in.
+    pub auth_disabled: bool,
+    pub tiers: Tiers,
+    pub data_dir: PathBuf,
     pub image: Image,
     pub state_dir: PathBuf,
     pub machines: Machines,
@@ -244,19 +272,15 @@ pub enum Machines {
     Fake,
 }
 
-#[derive(Clone, PartialEq, Eq)]
-pub enum Authentication {
-    Keys(Vec<String>),
-    Off,
-}
-
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
     #[error(
-        "{listen} can be reached from other machines, but there are no keys: set PODFLARE_API_KEYS, listen \
-         on 127.0.0.1, or set PODFLARE_AUTH_DISABLED=1 to serve anyone"
+        "{reached_at} can be reached from other machines, but there are no keys: listen on 127.0.0.1 and make one \
+         (`podflare keys create`), set PODFLARE_API_KEYS, or set PODFLARE_AUTH_DISABLED=1 to serve anyone"
     )]
-    OpenToAll { listen: SocketAddr },
+    OpenToAll { reached_at: SocketAddr },
+    #[error("The tiers cannot be used")]
+    Tiers(#[from] TiersError),
     #[error("Could not find the podflare-vmm program beside this one; set PODFLARE_VMM")]
     FindProgram(#[source] std::io::Error),
     #[error("Guests cannot be told of this host's network")]
@@ -287,7 +311,11 @@ impl Arguments {
         };
         Ok(Settings {
             listen: self.listen,
-            authentication: self.authentication()?,
+            reached_at: self.reached_at.unwrap_or(self.listen),
+            keys: self.known_keys(),
+            auth_disabled: self.auth_disabled,
+            tiers: Tiers::read(self.tiers.as_deref())?,
+            data_dir: self.data_dir,
             image: Image::in_folder(&self.image_dir, self.rootfs),
             state_dir: self.state_dir,
             machines,
@@ -315,14 +343,22 @@ impl Arguments {
         })
     }
 
-    fn authentication(&self) -> Result<Authentication, SettingsError> {
+    fn known_keys(&self) -> Known {
         let keys = self.api_keys.iter().map(|key| key.trim()).filter(|key| !key.is_empty());
-        let keys: Vec<String> = keys.map(str::to_owned).collect();
-        match (keys.is_empty(), self.auth_disabled) {
-            (_, true) => Ok(Authentication::Off),
-            (false, false) => Ok(Authentication::Keys(keys)),
-            (true, false) if self.listen.ip().is_loopback() => Ok(Authentication::Off),
-            (true, false) => Err(SettingsError::OpenToAll { listen: self.listen }),
+        Known {
+            keys: keys.map(|key| Secret(key.to_owned())).collect(),
+            tier: self.api_keys_tier.clone(),
+            admin: self.admin_key.clone().map(Secret),
+        }
+    }
+}
+
+impl Settings {
+    /// Whether anyone who reaches the host may be let in: nobody else but this machine's users do, or that is what was asked for.
+    pub fn check_open(&self) -> Result<(), SettingsError> {
+        match self.auth_disabled || self.reached_at.ip().is_loopback() {
+            true => Ok(()),
+            false => Err(SettingsError::OpenToAll { reached_at: self.reached_at }),
         }
     }
 }
@@ -342,16 +378,6 @@ fn program_beside_this() -> Result<PathBuf, SettingsError> {
     Ok(this.with_file_name(VMM_PROGRAM))
 }
 
-/// Keys stay out of logs.
-impl std::fmt::Debug for Authentication {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Authentication::Keys(keys) => write!(f, "Keys({})", keys.len()),
-            Authentication::Off => f.write_str("Off"),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -363,16 +389,15 @@ mod tests {
 
     #[test]
     fn an_address_that_others_reach_needs_keys_or_a_word() {
-        assert!(matches!(resolve(&["--listen", "0.0.0.0:7070"]), Err(SettingsError::OpenToAll { .. })));
-        assert!(matches!(
-            resolve(&["--listen", "0.0.0.0:7070", "--api-keys", " ,"]),
-            Err(SettingsError::OpenToAll { .. })
-        ));
-        let open = resolve(&["--listen", "0.0.0.0:7070", "--auth-disabled"]).unwrap();
-        assert_eq!(open.authentication, Authentication::Off);
-        let keys = resolve(&["--listen", "[::]:7070", "--api-keys", "pf_live_a, pf_live_b"]).unwrap();
-        assert_eq!(keys.authentication, Authentication::Keys(vec!["pf_live_a".into(), "pf_live_b".into()]));
-        assert_eq!(resolve(&[]).unwrap().authentication, Authentication::Off);
+        let is_open = |arguments: &[&str]| resolve(arguments).unwrap().check_open().is_ok();
+        assert!(is_open(&[]));
+        assert!(is_open(&["--listen", "10.0.2.15:7070", "--reached-at", "127.0.0.1:7070"]));
+        assert!(is_open(&["--listen", "0.0.0.0:7070", "--auth-disabled"]));
+        for others in [&["--listen", "0.0.0.0:7070"][..], &["--reached-at", "[::]:7070"]] {
+            assert!(!is_open(others), "{others:?}");
+        }
+        let keys = resolve(&["--api-keys", "pf_live_a, pf_live_b,"]).unwrap().keys.keys;
+        assert_eq!(keys, ["pf_live_a", "pf_live_b"].map(|key| Secret(key.to_owned())));
     }
 
     #[test]
@@ -391,7 +416,7 @@ mod tests {
 
     #[test]
     fn keys_are_not_shown() {
-        let settings = resolve(&["--api-keys", "pf_live_secret"]).unwrap();
+        let settings = resolve(&["--api-keys", "pf_live_secret", "--admin-key", "pf_admin_secret"]).unwrap();
         assert!(!format!("{settings:?}").contains("secret"));
     }
 }

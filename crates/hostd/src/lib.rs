@@ -2,8 +2,8 @@
 //!
 //! Policy is pure (`sandbox/state.rs`, `pool/policy.rs`); one task owns each sandbox; machines are behind
 //! the [`vmm::Vmm`] trait and the kernel's network behind [`network::driver::Driver`], so all of it but `vmm/process`
-//! and `network/linux` runs and is tested without KVM and without root. Nothing is kept on disk: what belongs to a daemon
-//! that was killed ends by itself.
+//! and `network/linux` runs and is tested without KVM and without root. What outlives the daemon is in the [`store`]; whatever else
+//! belongs to one that was killed ends by itself.
 
 pub mod config;
 
@@ -12,7 +12,10 @@ pub mod http;
 pub mod network;
 pub mod pool;
 pub mod sandbox;
+pub mod store;
 pub mod template;
+pub mod tenant;
+pub mod tier;
 pub mod vmm;
 
 mod chain;
@@ -20,5 +23,6 @@ mod phases;
 mod printable;
 #[expect(unsafe_code, reason = "the runtime trusts its caller with the life of a registered descriptor")]
 mod readiness;
+pub mod slots;
 
 pub use app::run;

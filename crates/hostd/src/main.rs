@@ -2,10 +2,12 @@
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use podflare_hostd::config::{Arguments, Authentication, LogFormat, Machines, NetworkSettings, Settings};
+use podflare_hostd::config::{Arguments, LogFormat, Machines, NetworkSettings, Settings};
 use podflare_hostd::network::fake::FakeDriver;
 use podflare_hostd::network::linux::LinuxDriver;
 use podflare_hostd::network::{Network, dns, gateway_of};
+use podflare_hostd::store::Store;
+use podflare_hostd::tenant::Keys;
 use podflare_hostd::vmm::Vmm;
 use podflare_hostd::vmm::fake::FakeVmm;
 use podflare_hostd::vmm::process::ProcessVmm;
@@ -41,9 +43,7 @@ async fn serve() -> Result<()> {
     let listener = TcpListener::bind(settings.listen)
         .await
         .with_context(|| format!("Could not listen on {}", settings.listen))?;
-    if settings.authentication == Authentication::Off {
-        tracing::warn!(listen = %settings.listen, "Serving without keys: whoever reaches the address is let in");
-    }
+    let keys = keys(&settings)?;
     let shutdown = async {
         tokio::select! {
             _ = terminate.recv() => {}
@@ -53,7 +53,7 @@ async fn serve() -> Result<()> {
     };
     tracing::info!(listen = %settings.listen, "Serving");
     let network = network(&settings).await;
-    let result = podflare_hostd::run(listener, settings, vmm, network.clone(), shutdown).await;
+    let result = podflare_hostd::run(listener, settings, vmm, network.clone(), keys, shutdown).await;
     if network.is_there() {
         network.close().await;
     }
@@ -71,6 +71,23 @@ fn start_log(settings: &Settings) -> Result<()> {
         LogFormat::Json => log.json().init(),
     }
     Ok(())
+}
+
+/// Refuses to serve everyone unless only this machine's users are everyone, or that is what was asked for.
+fn keys(settings: &Settings) -> Result<Keys> {
+    let store = match settings.machines {
+        Machines::Fake => Store::in_memory()?,
+        Machines::Processes { .. } => Store::open(&settings.data_dir)?,
+    };
+    let keys = Keys::load(store, settings.tiers.clone(), settings.keys.clone())?;
+    if settings.auth_disabled {
+        keys.open_to_all();
+    }
+    if keys.is_open() {
+        settings.check_open()?;
+        tracing::warn!(address = %settings.reached_at, "Serving without keys: whoever reaches the address is let in");
+    }
+    Ok(keys)
 }
 
 fn machines(settings: &Settings) -> Result<Arc<dyn Vmm>> {

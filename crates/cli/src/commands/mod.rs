@@ -3,6 +3,7 @@
 pub(crate) mod doctor;
 pub(crate) mod down;
 pub(crate) mod image;
+pub(crate) mod keys;
 pub(crate) mod ls;
 pub(crate) mod run;
 pub(crate) mod shell;

@@ -1,5 +1,6 @@
 //! `podflare up`.
 
+use crate::admin_key;
 use crate::api::{Client, Health};
 use crate::args::Up;
 use crate::guest_settings::GuestSettings;
@@ -41,7 +42,16 @@ pub(crate) fn run(args: &Up, places: &Places, output: &Output) -> anyhow::Result
     let templates = Store::open(&places.home)?;
     let guests = GuestSettings::of_this_machine(places)?;
     guests.remarks().iter().for_each(|remark| output.note(remark));
-    let plan = Plan { args, places, cache: &cache, image: &image, templates: &templates, guests: &guests };
+    let admin_key = admin_key::read_or_make(places)?;
+    let plan = Plan {
+        args,
+        places,
+        cache: &cache,
+        image: &image,
+        templates: &templates,
+        guests: &guests,
+        admin_key: &admin_key,
+    };
     let child = start::start(kind, &plan, &|text| output.step(text))?;
     let process = ProcessId::of(child.id()).with_context(|| start::last_words(kind, places))?;
     let record = Record { kind, reason, process, listen: args.listen, contents };
@@ -55,10 +65,6 @@ fn refuse_contradictions(args: &Up) -> anyhow::Result<()> {
     }
     if args.api_keys.is_some() && args.auth_disabled {
         bail!("Keys are given, but PODFLARE_AUTH_DISABLED is set, so that none would be asked for: unset it");
-    }
-    // Without keys everyone who reaches the address may run code.
-    if args.api_keys.is_none() && !args.listen.ip().is_loopback() {
-        bail!("{} is open to other machines: give --api-keys too, or listen on 127.0.0.1", args.listen);
     }
     Ok(())
 }
@@ -131,13 +137,12 @@ mod tests {
     }
 
     #[test]
-    fn what_would_start_a_host_that_nobody_or_everybody_can_use_is_refused() {
+    fn what_would_start_a_host_that_nobody_can_use_or_keys_that_nobody_needs_is_refused() {
         let keys = ["--api-keys", "pf_test"];
         assert_eq!(refusal(&[]), None);
         assert_eq!(refusal(&keys), None);
         assert_eq!(refusal(&[&keys[..], &["--listen", "0.0.0.0:7070"]].concat()), None);
         assert!(refusal(&["--listen", "127.0.0.1:0"]).unwrap().contains("no port"));
-        assert!(refusal(&["--listen", "0.0.0.0:7070"]).unwrap().contains("open to other machines"));
         let contradiction = refusal(&[&keys[..], &["--auth-disabled"]].concat());
         assert!(contradiction.unwrap().contains("PODFLARE_AUTH_DISABLED"));
     }

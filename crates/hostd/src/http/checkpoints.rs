@@ -1,5 +1,6 @@
 //! Taking, using, ending and looking at checkpoints: parse, pass on, answer.
 
+use super::auth::Caller;
 use super::error::ApiError;
 use super::json::JsonBody;
 use super::path::Ids;
@@ -33,8 +34,8 @@ pub(super) async fn list_of_sandbox(
     Ok(listed(&app.registry.checkpoints_of(&id)?))
 }
 
-pub(super) async fn list(State(app): State<Arc<App>>) -> Json<CheckpointList> {
-    listed(&app.registry.checkpoints())
+pub(super) async fn list(State(app): State<Arc<App>>, Caller(tenant): Caller) -> Json<CheckpointList> {
+    listed(&app.registry.visible_checkpoints(&tenant))
 }
 
 fn listed(checkpoints: &[Checkpoint]) -> Json<CheckpointList> {

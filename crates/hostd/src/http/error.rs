@@ -1,11 +1,10 @@
 //! The only place where an error becomes a status code, and the one body that all errors have.
 
-use super::auth::AuthError;
+use super::auth::NotOperator;
 use super::body::has_stalled;
 use super::files::{self, query::QueryError};
 use super::json::BodyError;
 use super::origin::OriginError;
-use crate::app::NoSlot;
 use crate::chain::chain;
 use crate::sandbox::ExecError;
 use crate::sandbox::call::CallError;
@@ -20,9 +19,11 @@ use crate::sandbox::ping::PingError;
 use crate::sandbox::registry::{FindCheckpointError, FindError};
 use crate::sandbox::restore::RestoreError;
 use crate::sandbox::terminal::TerminalError;
+use crate::slots::NoSlot;
 use crate::template::folder::FolderError;
 use crate::template::shelf::{RemoveError, UseError};
 use crate::template::take::TakeError as TakeTemplateError;
+use crate::tenant::{AuthError, KeyError};
 use axum::Json;
 use axum::extract::rejection::BytesRejection;
 use axum::http::header::RETRY_AFTER;
@@ -85,6 +86,24 @@ impl From<AuthError> for ApiError {
     }
 }
 
+impl From<NotOperator> for ApiError {
+    fn from(error: NotOperator) -> ApiError {
+        ApiError::new(StatusCode::FORBIDDEN, &error)
+    }
+}
+
+impl From<KeyError> for ApiError {
+    fn from(error: KeyError) -> ApiError {
+        let status = match &error {
+            KeyError::Tier { .. } | KeyError::Name { .. } => StatusCode::BAD_REQUEST,
+            KeyError::Unknown => StatusCode::NOT_FOUND,
+            KeyError::TooMany => StatusCode::CONFLICT,
+            KeyError::Random(_) | KeyError::Store(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        ApiError::new(status, &error)
+    }
+}
+
 impl From<OriginError> for ApiError {
     fn from(error: OriginError) -> ApiError {
         ApiError::new(StatusCode::FORBIDDEN, &error)
@@ -138,6 +157,7 @@ fn status_of_find_checkpoint(error: &FindCheckpointError) -> StatusCode {
 
 fn status_of_no_slot(error: &NoSlot) -> StatusCode {
     match error {
+        NoSlot::OfTenant { .. } => StatusCode::TOO_MANY_REQUESTS,
         NoSlot::Full { .. } | NoSlot::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
     }
 }
@@ -259,7 +279,7 @@ impl From<RestoreError> for ApiError {
 impl From<MergeError> for ApiError {
     fn from(error: MergeError) -> ApiError {
         let status = match &error {
-            MergeError::SameSandbox => StatusCode::BAD_REQUEST,
+            MergeError::SameSandbox | MergeError::OtherTenant => StatusCode::BAD_REQUEST,
             MergeError::Find(error) => status_of_find(error),
             MergeError::Network(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };

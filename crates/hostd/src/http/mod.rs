@@ -7,6 +7,7 @@ mod error;
 mod exec;
 mod files;
 mod json;
+mod keys;
 pub(crate) mod limits;
 mod network;
 mod node;
@@ -17,6 +18,7 @@ mod pty;
 mod sandboxes;
 mod serve;
 mod templates;
+mod visible;
 
 use crate::app::App;
 use axum::Router;
@@ -64,12 +66,17 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/sandboxes/{id}/ping", get(sandboxes::ping))
         .route("/v1/sandboxes/{id}/replay", get(exec::replay))
         .route("/v1/templates", get(templates::list))
-        .route(
-            "/v1/templates/{name}",
-            get(templates::inspect).post(templates::take).delete(templates::remove),
-        )
+        .route("/v1/templates/{name}", get(templates::inspect))
         .route("/v1/capacity", get(node::capacity))
-        .route_layer(from_fn_with_state(app.clone(), auth::require_key));
+        .route_layer(from_fn_with_state(app.clone(), visible::require_visible));
+    let for_operator = Router::new()
+        .route("/v1/templates/{name}", post(templates::take).delete(templates::remove))
+        .route("/v1/keys", post(keys::create).get(keys::list))
+        .route("/v1/keys/{key}", delete(keys::revoke))
+        .route("/v1/keys/{key}/rotate", post(keys::rotate))
+        .route_layer(from_fn(auth::require_operator));
+    let for_callers =
+        for_callers.merge(for_operator).route_layer(from_fn_with_state(app.clone(), auth::require_key));
     Router::new()
         .route("/v1/healthz", get(node::healthz))
         .route("/openapi.json", get(node::openapi))

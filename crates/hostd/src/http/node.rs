@@ -4,6 +4,7 @@ use super::error::ApiError;
 use crate::app::App;
 use crate::template::Availability;
 use crate::template::variant::Variant;
+use crate::tenant::Tenant;
 use axum::Json;
 use axum::extract::State;
 use axum::http::HeaderValue;
@@ -28,7 +29,7 @@ pub(super) async fn healthz(State(app): State<Arc<App>>) -> Result<&'static str,
 pub(super) async fn capacity(State(app): State<Arc<App>>) -> Json<Capacity> {
     Json(Capacity {
         sandboxes: count(app.registry.len()),
-        checkpoints: count(app.registry.checkpoints().len()),
+        checkpoints: count(app.registry.visible_checkpoints(&Tenant::operator()).len()),
         sandboxes_max: app.settings.sandboxes_max,
         templates: app.templates.variants().iter().map(|variant| template_capacity(variant)).collect(),
     })

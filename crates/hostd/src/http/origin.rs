@@ -6,7 +6,6 @@
 
 use super::error::ApiError;
 use crate::app::App;
-use crate::config::Authentication;
 use axum::extract::{Request, State};
 use axum::http::HeaderMap;
 use axum::http::header::{HOST, HeaderName, ORIGIN};
@@ -32,7 +31,7 @@ pub(super) async fn refuse_foreign_pages(
     request: Request,
     next: Next,
 ) -> Result<Response, ApiError> {
-    if app.settings.authentication == Authentication::Off {
+    if app.keys.is_open() {
         check(request.uri(), request.headers())?;
     }
     Ok(next.run(request).await)

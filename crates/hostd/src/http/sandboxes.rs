@@ -1,5 +1,6 @@
 //! Making, copying, merging, ending and looking at sandboxes: parse, pass on, answer.
 
+use super::auth::Caller;
 use super::error::ApiError;
 use super::json::JsonBody;
 use super::path::Ids;
@@ -18,14 +19,16 @@ pub(super) type Timed<T> = (Extension<Phases>, Json<T>);
 
 pub(super) async fn create(
     State(app): State<Arc<App>>,
+    Caller(tenant): Caller,
     JsonBody(request): JsonBody<CreateSandbox>,
 ) -> Result<Timed<SandboxCreated>, ApiError> {
-    let (created, phases) = create::create(&app, &request).await?;
+    let (created, phases) = create::create(&app, &tenant, &request).await?;
     Ok((Extension(phases), Json(created)))
 }
 
-pub(super) async fn list(State(app): State<Arc<App>>) -> Json<SandboxList> {
-    let mut sandboxes: Vec<SandboxView> = app.registry.all().iter().map(|sandbox| sandbox.view()).collect();
+pub(super) async fn list(State(app): State<Arc<App>>, Caller(tenant): Caller) -> Json<SandboxList> {
+    let visible = app.registry.visible(&tenant);
+    let mut sandboxes: Vec<SandboxView> = visible.iter().map(|sandbox| sandbox.view()).collect();
     sandboxes.sort_by(|a, b| (a.created_at_ms, &a.id).cmp(&(b.created_at_ms, &b.id)));
     Json(SandboxList { sandboxes })
 }

@@ -8,14 +8,16 @@ use super::events::unix_time_ms;
 use super::grow::{GrowError, disk_gib, grow};
 use super::registry::InsertError;
 use super::state::EndCause;
-use crate::app::{App, NoSlot};
+use crate::app::App;
 use crate::network::NetworkError;
 use crate::network::egress::{Egress, EgressError};
 use crate::phases::Phases;
+use crate::slots::NoSlot;
 use crate::template::boot::BootError;
 use crate::template::shelf::UseError;
 use crate::template::variant::{InUse, Variant};
 use crate::template::{Availability, Shape, Template};
+use crate::tenant::Tenant;
 use podflare_api::sandbox::{CreateSandbox, SandboxCreated, SandboxView};
 use std::sync::Arc;
 use std::time::Duration;
@@ -68,16 +70,21 @@ impl From<CopyError> for CreateError {
 
 pub async fn create(
     app: &Arc<App>,
+    tenant: &Tenant,
     request: &CreateSandbox,
 ) -> Result<(SandboxCreated, Phases), CreateError> {
     let egress = request.egress.as_ref().map(Egress::parse).transpose()?.unwrap_or_default();
     let terms = app.settings.terms.terms(request.timeout_seconds, request.idle_timeout_seconds);
+    let terms = tenant.tier().map_or(terms, |tier| tier.terms(terms));
+    let sizes = tenant.tier().map_or(app.settings.sizes, |tier| app.settings.sizes.within(tier));
+    let disk_max = app.settings.disk_gib_max;
+    let disk_gib_max = tenant.tier().map_or(disk_max, |tier| disk_max.min(tier.rootfs_gb_max));
     for _ in 0..ATTEMPTS {
-        let slot = app.acquire_slots(1)?;
+        let slot = app.room.take(tenant, 1)?;
         let name = request.template.as_deref();
-        let variant = app.templates.use_for_create(app, name, request.ram_mib, request.vcpus)?;
+        let variant = app.templates.use_for_create(app, name, [request.ram_mib, request.vcpus], sizes)?;
         let Some((sandbox, mut phases)) = claim_or_copy(app, &variant, &egress).await? else { continue };
-        let disk_gib = disk_gib(request.rootfs_gb, sandbox.shape().disk_gib, app.settings.disk_gib_max);
+        let disk_gib = disk_gib(request.rootfs_gb, sandbox.shape().disk_gib, disk_gib_max);
         if disk_gib > sandbox.shape().disk_gib {
             let begun = Instant::now();
             let unclaimed = Unclaimed(Some(&sandbox));

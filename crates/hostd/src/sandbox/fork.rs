@@ -6,14 +6,15 @@ use super::events::unix_time_ms;
 use super::registry::{FindCheckpointError, FindError, InsertError};
 use super::state::{EndCause, Terms};
 use super::{Lineage, Sandbox};
-use crate::app::{App, NoSlot};
+use crate::app::App;
 use crate::chain::chain;
 use crate::network::egress::Egress;
 use crate::phases::Phases;
+use crate::slots::{NoSlot, Slots};
+use crate::tenant::Tenant;
 use crate::vmm::Machine;
 use podflare_api::sandbox::{ChildFailure, FORK_CHILDREN_MAX, ForkRequest, Forked};
 use std::sync::Arc;
-use tokio::sync::{OwnedRwLockReadGuard, OwnedSemaphorePermit};
 use tokio::time::Instant;
 
 #[derive(Debug, thiserror::Error)]
@@ -45,15 +46,6 @@ pub(super) struct Heritage {
     pub(super) terms: Terms,
 }
 
-/// What children are made of.
-pub(super) struct Source {
-    pub(super) machine: Arc<dyn Machine>,
-    /// What it may reach, and so may they.
-    pub(super) egress: Egress,
-    /// Held until they are registered: who changes a sandbox's egress then finds all that have inherited it.
-    pub(super) _turn: Option<OwnedRwLockReadGuard<()>>,
-}
-
 pub async fn fork(app: &Arc<App>, id: &str, request: &ForkRequest) -> Result<(Forked, Phases), ForkError> {
     let source = app.registry.find(id)?;
     match fork_sandbox(app, &source, request).await {
@@ -74,16 +66,11 @@ async fn fork_sandbox(
     request: &ForkRequest,
 ) -> Result<(Forked, Phases), ForkError> {
     let _in_use = source.begin_use();
-    let machine = async || {
-        let turn = source.egress_turn().read_owned().await;
-        match app.registry.names(source) {
-            true => {
-                Ok(Source { machine: source.machine().clone(), egress: source.egress(), _turn: Some(turn) })
-            }
-            false => Err(CopyError::SourceEnded.into()),
-        }
+    let machine = || match app.registry.names(source) {
+        true => Ok((source.machine().clone(), source.egress())),
+        false => Err(CopyError::SourceEnded.into()),
     };
-    make_children(app, machine, request, || {
+    make_children(app, source.tenant(), machine, request, || {
         let identity = source.identity();
         let lineage = Lineage {
             shape: source.shape().clone(),
@@ -96,12 +83,13 @@ async fn fork_sandbox(
     .await
 }
 
-/// Makes sandboxes of copies of a machine, which may reach what it may. It is asked for when its turn has come, because
+/// Makes sandboxes of copies of a machine, which are the tenant's and may reach what it may. It is asked for when its turn has come, because
 /// that of a sandbox that was replaced or deleted meanwhile may run on for a moment. What the copies inherit is asked for when they are
 /// there: until then, a merge may change it.
 pub(super) async fn make_children(
     app: &Arc<App>,
-    source: impl AsyncFnOnce() -> Result<Source, ForkError>,
+    tenant: Tenant,
+    source: impl FnOnce() -> Result<(Arc<dyn Machine>, Egress), ForkError>,
     request: &ForkRequest,
     heritage: impl FnOnce() -> Heritage,
 ) -> Result<(Forked, Phases), ForkError> {
@@ -109,12 +97,12 @@ pub(super) async fn make_children(
     if !(1..=FORK_CHILDREN_MAX).contains(&n) {
         return Err(ForkError::Count { n });
     }
-    let slots = app.acquire_slots(n)?;
+    let slots = app.room.take(&tenant, n)?;
     let begun = Instant::now();
     let _turn = app.admission.turn(n).await?;
     let wait = begun.elapsed();
-    let source = source().await?;
-    let (outcomes, times) = copies::copy(&*source.machine, n, FORK_LIMITS, app.means(&source.egress)).await?;
+    let (machine, egress) = source()?;
+    let (outcomes, times) = copies::copy(&*machine, n, FORK_LIMITS, app.means(&egress)).await?;
     let mut family = Family { n, partial, children: Vec::new(), failures: Vec::new() };
     let copies = family.sort(outcomes)?;
     if family.is_failed() {
@@ -163,16 +151,10 @@ impl Family {
     }
 
     /// Makes copies sandboxes, each with its slot. The slots of the others are given back.
-    fn launch(
-        &mut self,
-        app: &Arc<App>,
-        copies: Vec<(u32, OwnCopy)>,
-        heritage: &Heritage,
-        mut slots: OwnedSemaphorePermit,
-    ) {
+    fn launch(&mut self, app: &Arc<App>, copies: Vec<(u32, OwnCopy)>, heritage: &Heritage, mut slots: Slots) {
         for (number, copy) in copies {
             let child = app.launch(copy, heritage.lineage.clone());
-            if let Some(slot) = slots.split(1) {
+            if let Some(slot) = slots.split_one() {
                 child.lease(heritage.terms, Instant::now().into_std(), unix_time_ms(), slot);
             }
             self.children.push((number, child));

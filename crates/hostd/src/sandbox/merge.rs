@@ -10,6 +10,8 @@ use crate::network::NetworkError;
 pub enum MergeError {
     #[error("A sandbox cannot be merged into itself")]
     SameSandbox,
+    #[error("The two sandboxes are of different keys")]
+    OtherTenant,
     #[error(transparent)]
     Find(#[from] FindError),
     #[error("Could not set what the winner may reach; nothing was merged, and the winner reaches nothing")]
@@ -25,6 +27,9 @@ pub async fn merge_into(app: &App, parent: &str, winner: &str) -> Result<(), Mer
     let (first, _first_turn) = find_for_change(app, first).await?;
     let (second, _second_turn) = find_for_change(app, second).await?;
     let [loser, heir] = if parent < winner { [first, second] } else { [second, first] };
+    if heir.tenant().key() != loser.tenant().key() {
+        return Err(MergeError::OtherTenant);
+    }
     let former = heir.egress();
     heir.set_egress(&loser.egress()).await?;
     if let Err(error) = app.registry.merge(parent, winner) {

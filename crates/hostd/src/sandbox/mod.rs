@@ -39,7 +39,9 @@ pub mod terminal;
 
 use crate::network::egress::Egress;
 use crate::network::{Interface, NetworkError};
+use crate::slots::Slots;
 use crate::template::Shape;
+use crate::tenant::Tenant;
 use crate::vmm::Machine;
 use bytes::Bytes;
 use call::Call;
@@ -58,7 +60,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 use task::{Command, Task};
 use tokio::sync::mpsc::error::SendError;
-use tokio::sync::{OwnedSemaphorePermit, RwLock, Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 /// Bytes of code, and of all that goes with it, that may wait in one sandbox.
 const CODE_QUEUED_LEN_MAX: usize = 2 * CODE_LEN_MAX;
@@ -86,6 +88,8 @@ pub struct Identity {
     pub created_at_ms: u64,
     pub terms: Terms,
     pub started: Instant,
+    /// Whose it is.
+    pub tenant: Tenant,
 }
 
 #[derive(Debug)]
@@ -93,7 +97,7 @@ struct Shared {
     machine: Arc<dyn Machine>,
     /// Its machine's place in the network; none on a host without.
     interface: Option<Interface>,
-    egress_turn: Arc<RwLock<()>>,
+    egress_turn: Arc<tokio::sync::Mutex<()>>,
     /// Unbounded, but what is sent is not: executions need a place, and all else is a few words.
     commands: mpsc::UnboundedSender<Command>,
     /// Plain mutexes: both are held for a few instructions, never across an await.
@@ -170,13 +174,14 @@ impl Sandbox {
         (sandbox, task)
     }
 
-    /// Starts the sandbox's lease; before, it waits in a pool. `slot` is its part of the host.
-    pub fn lease(&self, terms: Terms, started: Instant, created_at_ms: u64, slot: OwnedSemaphorePermit) {
+    /// Starts the sandbox's lease; before, it waits in a pool. `slot` is its part of the host, and makes it its tenant's.
+    pub fn lease(&self, terms: Terms, started: Instant, created_at_ms: u64, slot: Slots) {
         {
             let mut identity = self.identity();
             identity.terms = terms;
             identity.started = started;
             identity.created_at_ms = created_at_ms;
+            identity.tenant = slot.tenant().clone();
         }
         self.tell(Command::Lease { terms, started, slot });
     }
@@ -289,14 +294,17 @@ impl Sandbox {
         }
     }
 
-    /// Shared by copies that inherit what it may reach, and held alone while that is changed or handed over: no change is lost
-    /// between the two.
-    pub(super) fn egress_turn(&self) -> Arc<RwLock<()>> {
+    /// Held while what it may reach is changed or handed over: no change is lost between the two.
+    pub(super) fn egress_turn(&self) -> Arc<tokio::sync::Mutex<()>> {
         self.0.egress_turn.clone()
     }
 
     pub fn identity(&self) -> MutexGuard<'_, Identity> {
         self.0.identity.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn tenant(&self) -> Tenant {
+        self.identity().tenant.clone()
     }
 
     /// What its machine is made of.

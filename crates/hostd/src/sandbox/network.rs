@@ -6,7 +6,7 @@ use crate::app::App;
 use crate::network::egress::{Egress, EgressError};
 use crate::network::{Interface, NetworkError};
 use podflare_api::network::{Egress as Wanted, NetworkView};
-use tokio::sync::OwnedRwLockWriteGuard;
+use tokio::sync::OwnedMutexGuard;
 
 #[derive(Debug, thiserror::Error)]
 pub enum SetEgressError {
@@ -39,10 +39,10 @@ pub async fn set_egress(app: &App, id: &str, wanted: &Wanted) -> Result<NetworkV
 pub(super) async fn find_for_change(
     app: &App,
     id: &str,
-) -> Result<(Sandbox, OwnedRwLockWriteGuard<()>), FindError> {
+) -> Result<(Sandbox, OwnedMutexGuard<()>), FindError> {
     loop {
         let sandbox = app.registry.find(id)?;
-        let turn = sandbox.egress_turn().write_owned().await;
+        let turn = sandbox.egress_turn().lock_owned().await;
         if app.registry.find(id)?.is(&sandbox) {
             return Ok((sandbox, turn));
         }

@@ -7,8 +7,9 @@ use super::fork::Heritage;
 use super::network::find_for_change;
 use super::registry::{self, FindCheckpointError, FindError, InsertError};
 use super::state::EndCause;
-use crate::app::{App, NoSlot};
+use crate::app::App;
 use crate::phases::Phases;
+use crate::slots::NoSlot;
 use podflare_api::id::{CheckpointId, SandboxId};
 use std::sync::Arc;
 use tokio::time::Instant;
@@ -36,12 +37,14 @@ pub enum RestoreError {
 pub async fn restore(app: &Arc<App>, id: &str, wanted: &CheckpointId) -> Result<Phases, RestoreError> {
     let sandbox = app.registry.find(id)?;
     let checkpoint = app.registry.find_checkpoint(wanted.as_str())?;
+    if !sandbox.tenant().sees(checkpoint.tenant()) {
+        return Err(FindCheckpointError::Unknown.into());
+    }
     let owner = checkpoint.sandbox().clone();
     if owner.as_str() != id {
         return Err(RestoreError::OfAnother { checkpoint: wanted.clone(), sandbox: owner });
     }
-    // For as long as the former machine has not been torn down, there are two.
-    let slot = app.acquire_slots(1)?;
+    let slot = app.room.take_for_heir(&sandbox.tenant())?;
     let _in_use = sandbox.begin_use();
     let begun = Instant::now();
     let _turn = app.admission.turn(1).await?;

@@ -12,13 +12,14 @@ use super::reconnect::{Agent, Said};
 use super::state::{EndCause, Lease, Terms};
 use crate::chain::chain;
 use crate::network::Interface;
+use crate::slots::Slots;
 use crate::vmm::Ending;
 use podflare_api::exec::ExecView;
 use podflare_api::id;
 use podflare_wire::guest::{Event, ExecEnd, ExecId, Inherited, Language, Request};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until, timeout};
 
 /// How long to wait for the end of an agent's stream when its machine has ended, and for the machine's
@@ -35,7 +36,7 @@ const AGENT_RESTARTED: &str =
 /// What others ask of a sandbox.
 #[derive(Debug)]
 pub enum Command {
-    Lease { terms: Terms, started: std::time::Instant, slot: OwnedSemaphorePermit },
+    Lease { terms: Terms, started: std::time::Instant, slot: Slots },
     Exec { execution: Execution, call: Box<Call> },
     List { answer: oneshot::Sender<Vec<ExecView>> },
     Cancel { exec: id::ExecId },
@@ -61,7 +62,7 @@ pub struct Task {
     pings: Pings,
     lease: Option<Lease>,
     /// Its part of the host, given back when nothing is left of the machine.
-    slot: Option<OwnedSemaphorePermit>,
+    slot: Option<Slots>,
 }
 
 impl Task {
@@ -79,7 +80,7 @@ impl Task {
     }
 
     /// Runs the sandbox to its end. Its machine is left to be ended, and holds its part of the host.
-    pub async fn run(mut self) -> (EndCause, Option<OwnedSemaphorePermit>) {
+    pub async fn run(mut self) -> (EndCause, Option<Slots>) {
         let mut ended = self.sandbox.machine().ended();
         let cause = loop {
             let end = self.lease.as_ref().map(Lease::end);

@@ -5,7 +5,7 @@ use super::definition::Definition;
 use super::folder::TEMPLATES_MAX;
 use super::keep;
 use super::policy::{self, Place, Room};
-use super::size::Size;
+use super::size::{Size, SizeLimits};
 use super::variant::{Availability, InUse, Variant};
 use crate::app::App;
 use crate::config::Settings;
@@ -110,12 +110,12 @@ impl Shelf {
         &self,
         app: &Arc<App>,
         name: Option<&str>,
-        ram_mib: Option<u32>,
-        vcpus: Option<u32>,
+        [ram_mib, vcpus]: [Option<u32>; 2],
+        limits: SizeLimits,
     ) -> Result<InUse, UseError> {
         let mut inner = self.lock();
         let definition = inner.find(name.unwrap_or(DEFAULT), &self.default.definition)?;
-        let size = app.settings.sizes.fit(ram_mib, vcpus, definition.size);
+        let size = limits.fit(ram_mib, vcpus, definition.size);
         self.use_variant(&mut inner, app, &definition, size)
     }
 

@@ -1,5 +1,6 @@
 //! What sandboxes may have, and what they get for what they ask: pure.
 
+use crate::tier::Tier;
 use podflare_wire::limits::VCPUS_MAX;
 
 /// Memory comes in steps of so many MiB, the least one included, so that there are few sizes.
@@ -20,6 +21,15 @@ pub struct SizeLimits {
 }
 
 impl SizeLimits {
+    /// What is left of it for a tier.
+    pub fn within(self, tier: &Tier) -> SizeLimits {
+        let vcpus_max = tier.vcpus_max.map_or(u8::MAX, |max| u8::try_from(max).unwrap_or(u8::MAX));
+        SizeLimits {
+            ram_mib_max: self.ram_mib_max.min(tier.ram_mib_max),
+            vcpus_max: self.vcpus_max.min(vcpus_max),
+        }
+    }
+
     /// The size that a sandbox gets for what was asked, and otherwise for what its template says.
     pub fn fit(&self, ram_mib: Option<u32>, vcpus: Option<u32>, template: Size) -> Size {
         let ram_mib = ram_mib.unwrap_or(template.ram_mib);

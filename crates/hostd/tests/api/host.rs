@@ -13,7 +13,9 @@ use podflare_hostd::http::router;
 use podflare_hostd::network::Network;
 use podflare_hostd::network::fake::FakeDriver;
 use podflare_hostd::pool::Pool;
+use podflare_hostd::store::Store;
 use podflare_hostd::template::Availability;
+use podflare_hostd::tenant::Keys;
 use podflare_hostd::vmm::fake::FakeVmm;
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -45,6 +47,15 @@ pub(crate) fn settings(arguments: &[&str]) -> Settings {
     Arguments::parse_from(program.iter().chain(arguments)).resolve().unwrap()
 }
 
+/// No keys: everyone is the operator.
+pub(crate) fn keys() -> Keys {
+    keys_of(&settings(&[]))
+}
+
+fn keys_of(settings: &Settings) -> Keys {
+    Keys::load(Store::in_memory().unwrap(), settings.tiers.clone(), settings.keys.clone()).unwrap()
+}
+
 impl Host {
     /// A host whose template is ready and whose pool is full.
     pub(crate) async fn start(arguments: &[&str]) -> Host {
@@ -64,7 +75,9 @@ impl Host {
             panic!("a fake network costs nothing")
         };
         let network = FakeDriver::new(*subnet);
-        let app = App::new(settings, Arc::new(vmm.clone()), Network::new(Box::new(network.clone())));
+        let keys = keys_of(&settings);
+        let network_handle = Network::new(Box::new(network.clone()));
+        let app = App::new(settings, Arc::new(vmm.clone()), network_handle, keys);
         let kept = app.clone();
         let keeper = tokio::spawn(async move { kept.keep().await }).abort_handle();
         Host { app, vmm, network, keeper }
@@ -83,6 +96,17 @@ impl Host {
             headers: parts.headers,
             body: String::from_utf8(bytes.to_vec()).unwrap(),
         }
+    }
+
+    /// Asks with a key.
+    pub(crate) async fn ask(&self, key: &str, method: &str, path: &str, body: Option<&Value>) -> Answer {
+        let request =
+            Request::builder().method(method).uri(path).header("authorization", format!("Bearer {key}"));
+        let request = match body {
+            Some(body) => request.header("content-type", "application/json").body(body.to_string().into()),
+            None => request.body(Body::empty()),
+        };
+        self.send(request.unwrap()).await
     }
 
     pub(crate) async fn get(&self, path: &str) -> Answer {

@@ -18,3 +18,4 @@ mod pty;
 mod restore;
 mod run;
 mod templates;
+mod tenants;

@@ -1,6 +1,6 @@
 //! The daemon as a whole, on a real socket: start, serve, shut down.
 
-use crate::host::settings;
+use crate::host::{keys, settings};
 use podflare_hostd::app::RunError;
 use podflare_hostd::network::Network;
 use podflare_hostd::vmm::fake::FakeVmm;
@@ -27,8 +27,14 @@ impl Daemon {
         let (stop, stopped) = oneshot::channel::<()>();
         let shutdown = async { stopped.await.unwrap_or(()) };
         let machines = Arc::new(vmm.clone());
-        let running =
-            tokio::spawn(podflare_hostd::run(listener, settings(&[]), machines, Network::none(), shutdown));
+        let running = tokio::spawn(podflare_hostd::run(
+            listener,
+            settings(&[]),
+            machines,
+            Network::none(),
+            keys(),
+            shutdown,
+        ));
         Daemon { address, vmm, stop, running }
     }
 
@@ -158,6 +164,7 @@ async fn a_template_that_does_not_boot_ends_the_daemon_with_its_console() {
         settings(&[]),
         Arc::new(vmm.clone()),
         Network::none(),
+        keys(),
         std::future::pending(),
     )
     .await

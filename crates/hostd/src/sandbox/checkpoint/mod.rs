@@ -20,6 +20,7 @@ use super::fork::Heritage;
 use super::state::{EndCause, Terms};
 use crate::network::egress::Egress;
 use crate::template::Shape;
+use crate::tenant::Tenant;
 use crate::vmm::Machine;
 use podflare_api::checkpoint::CheckpointView;
 use podflare_api::id::{CheckpointId, SandboxId};
@@ -44,6 +45,7 @@ struct Shared {
     /// What the sandbox was allowed to reach.
     egress: Egress,
     created_at_ms: u64,
+    tenant: Tenant,
     /// Unbounded, but who sends to it takes the checkpoint's id away first.
     endings: mpsc::UnboundedSender<EndCause>,
     /// Known before `endings` is closed.
@@ -57,6 +59,11 @@ impl Checkpoint {
 
     pub fn machine(&self) -> &Arc<dyn Machine> {
         &self.0.machine
+    }
+
+    /// Whose it is.
+    pub fn tenant(&self) -> &Tenant {
+        &self.0.tenant
     }
 
     /// What its copies may reach.

@@ -1,7 +1,7 @@
 //! A new checkpoint: a fork of a sandbox that is left frozen. The sandbox pauses as for any fork and runs on.
 
 use super::{Checkpoint, Shared, task};
-use crate::app::{App, NoSlot};
+use crate::app::App;
 use crate::phases::Phases;
 use crate::sandbox::Sandbox;
 use crate::sandbox::admission::Busy;
@@ -9,6 +9,7 @@ use crate::sandbox::copies::{CopyError, CopyTimes, FORK_LIMITS};
 use crate::sandbox::events::unix_time_ms;
 use crate::sandbox::registry::{FindError, KeepError};
 use crate::sandbox::state::EndCause;
+use crate::slots::NoSlot;
 use podflare_api::checkpoint::{CHECKPOINT_NAME_LEN_MAX, CHECKPOINTS_MAX, CheckpointView};
 use podflare_api::id::CheckpointId;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -63,7 +64,7 @@ async fn take_of(
     if !app.registry.has_room_for_checkpoint(&source.identity().id) {
         return Err(TakeError::TooMany);
     }
-    let slot = app.acquire_slots(1)?;
+    let slot = app.room.take(&source.tenant(), 1)?;
     let _in_use = source.begin_use();
     let begun = Instant::now();
     let _turn = app.admission.turn(1).await?;
@@ -91,6 +92,7 @@ async fn take_of(
             terms: identity.terms,
             egress: source.egress(),
             created_at_ms: unix_time_ms(),
+            tenant: slot.tenant().clone(),
             endings,
             end_cause: OnceLock::new(),
         }))

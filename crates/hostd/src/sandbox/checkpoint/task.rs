@@ -3,8 +3,9 @@
 use super::Checkpoint;
 use crate::app::App;
 use crate::sandbox::state::EndCause;
+use crate::slots::Slots;
 use std::sync::Arc;
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
 /// Sees a checkpoint to its end. `slot` is its part of the host, given back when nothing is left of it.
@@ -12,7 +13,7 @@ pub(super) fn own(
     app: &Arc<App>,
     checkpoint: Checkpoint,
     endings: mpsc::UnboundedReceiver<EndCause>,
-    slot: OwnedSemaphorePermit,
+    slot: Slots,
 ) {
     let app = app.clone();
     let expires = Instant::now() + checkpoint.0.terms.life;

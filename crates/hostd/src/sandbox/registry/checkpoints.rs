@@ -6,6 +6,7 @@ use super::{FindError, Registry, Tables};
 use crate::sandbox::Sandbox;
 use crate::sandbox::checkpoint::Checkpoint;
 use crate::sandbox::state::EndCause;
+use crate::tenant::Tenant;
 use podflare_api::checkpoint::CHECKPOINTS_MAX;
 use podflare_api::id::{CheckpointId, SandboxId};
 
@@ -69,9 +70,28 @@ impl Registry {
         self.lock().checkpoints.find(&id).cloned()
     }
 
-    /// All checkpoints, oldest first.
-    pub fn checkpoints(&self) -> Vec<Checkpoint> {
-        self.lock().checkpoints.live.clone()
+    /// As [`Registry::check_visible`].
+    pub fn check_checkpoint_visible(&self, id: &str, tenant: &Tenant) -> Result<(), FindCheckpointError> {
+        let id: CheckpointId = id.parse().map_err(|_| FindCheckpointError::Unknown)?;
+        let tables = self.lock();
+        let live = tables.checkpoints.live.iter().find(|checkpoint| *checkpoint.id() == id);
+        let owner = live.map(Checkpoint::tenant).or_else(|| tables.checkpoints.ended.tenant(&id));
+        match owner.is_some_and(|owner| tenant.sees(owner)) {
+            true => Ok(()),
+            false => Err(FindCheckpointError::Unknown),
+        }
+    }
+
+    /// All checkpoints that are there for a tenant, oldest first.
+    pub fn visible_checkpoints(&self, tenant: &Tenant) -> Vec<Checkpoint> {
+        let tables = self.lock();
+        tables
+            .checkpoints
+            .live
+            .iter()
+            .filter(|checkpoint| tenant.sees(checkpoint.tenant()))
+            .cloned()
+            .collect()
     }
 
     /// A sandbox's checkpoints, oldest first. One that has ended may have some left.
@@ -133,7 +153,7 @@ impl Checkpoints {
     fn end_where(&mut self, cause: &EndCause, is_over: impl Fn(&Checkpoint) -> bool) {
         for checkpoint in self.live.extract_if(.., |checkpoint| is_over(checkpoint)) {
             checkpoint.end(cause.clone());
-            self.ended.remember(checkpoint.id().clone(), cause.clone());
+            self.ended.remember(checkpoint.id().clone(), cause.clone(), checkpoint.tenant().clone());
         }
     }
 

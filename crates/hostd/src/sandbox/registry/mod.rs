@@ -6,6 +6,7 @@ mod ended;
 use super::Sandbox;
 use super::checkpoint::Checkpoint;
 use super::state::EndCause;
+use crate::tenant::Tenant;
 use checkpoints::Checkpoints;
 use ended::Ended;
 use podflare_api::id::{CheckpointId, SandboxId};
@@ -88,6 +89,18 @@ impl Registry {
         self.lock().find(&id).cloned()
     }
 
+    /// Whether an id names, or has named, a sandbox that is there for this tenant.
+    pub fn check_visible(&self, id: &str, tenant: &Tenant) -> Result<(), FindError> {
+        let id: SandboxId = id.parse().map_err(|_| FindError::Unknown)?;
+        let tables = self.lock();
+        let live = tables.live.get(&id).map(Sandbox::tenant);
+        let is_visible = match (&live, tables.ended.tenant(&id)) {
+            (Some(owner), _) => tenant.sees(owner),
+            (None, owner) => owner.is_some_and(|owner| tenant.sees(owner)),
+        };
+        if is_visible { Ok(()) } else { Err(FindError::Unknown) }
+    }
+
     /// Whether a sandbox still goes by its id.
     pub fn names(&self, sandbox: &Sandbox) -> bool {
         let id = sandbox.identity().id.clone();
@@ -101,7 +114,7 @@ impl Registry {
         tables.delete_checkpoints_of(&id);
         if let Some(sandbox) = tables.live.remove(&id) {
             sandbox.end(EndCause::Deleted);
-            tables.ended.remember(id, EndCause::Deleted);
+            tables.ended.remember(id, EndCause::Deleted, sandbox.tenant());
         }
     }
 
@@ -111,7 +124,7 @@ impl Registry {
         let id = sandbox.identity().id.clone();
         if tables.live.get(&id).is_some_and(|live| live.is(sandbox)) {
             tables.live.remove(&id);
-            tables.ended.remember(id, cause.clone());
+            tables.ended.remember(id, cause.clone(), sandbox.tenant());
         }
     }
 
@@ -122,10 +135,11 @@ impl Registry {
         let mut tables = self.lock();
         let loser = tables.find(&parent)?.clone();
         let heir = tables.find(&winner)?.clone();
+        let tenant = heir.tenant();
         tables.live.remove(&winner);
         tables.checkpoints.hand_over(&winner, &parent);
         tables.put_in_place(&loser, heir, EndCause::ReplacedBy(winner.clone()));
-        tables.ended.remember(winner, EndCause::MergedInto(parent));
+        tables.ended.remember(winner, EndCause::MergedInto(parent), tenant);
         Ok(())
     }
 
@@ -150,6 +164,11 @@ impl Registry {
         let mut tables = self.lock();
         tables.closed = true;
         (tables.live.values().cloned().collect(), tables.checkpoints.all())
+    }
+
+    /// All sandboxes that are there for a tenant, in no order.
+    pub fn visible(&self, tenant: &Tenant) -> Vec<Sandbox> {
+        self.lock().live.values().filter(|sandbox| tenant.sees(&sandbox.tenant())).cloned().collect()
     }
 
     /// All sandboxes, in no order.
@@ -205,7 +224,7 @@ mod tests {
         let registry = Registry::default();
         let id = SandboxId::random();
         assert_eq!(registry.find(id.as_str()).unwrap_err(), FindError::Unknown);
-        registry.lock().ended.remember(id.clone(), EndCause::Deleted);
+        registry.lock().ended.remember(id.clone(), EndCause::Deleted, Tenant::operator());
         let error = registry.find(id.as_str()).unwrap_err();
         assert_eq!(error.to_string(), "sandbox not found: it ended 0 s ago because it was deleted");
         assert_eq!(registry.find("sbx_../etc").unwrap_err(), FindError::Unknown);
