@@ -12,6 +12,10 @@ pub(super) const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long nothing may come of a request's body.
 pub(super) const BODY_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// Bytes a second that a body of JSON comes with at least, after `BODY_IDLE_TIMEOUT`. It is held in memory meanwhile, and
+/// a long one in a place that others wait for.
+pub(super) const JSON_RATE_MIN: u64 = 64 * 1024;
+
 /// How long a peer may say nothing at all before it is asked whether it is there, and the time between two
 /// questions. After `KEEPALIVE_PROBES` without an answer its connection is cut.
 pub(super) const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
