@@ -8,6 +8,7 @@ mod exec;
 mod files;
 mod json;
 pub(crate) mod limits;
+mod linger;
 mod network;
 mod node;
 mod observe;

@@ -27,9 +27,6 @@ use tokio::time::timeout;
 /// How long a guest may neither answer nor take anything.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// How long what a client still sends is thrown away, so that it reads why its upload has failed.
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
-
 /// How long the reason for a lost stream may take to be known.
 const ENDING_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -180,15 +177,10 @@ impl Operation {
                 },
             }
         };
-        let written = match explained(&self.sandbox, answer).await {
-            Ok(Answer::Entry(entry)) => return Ok(entry),
-            Ok(_) => FileError::Protocol,
-            Err(error) => error,
-        };
-        drop(self);
-        let drain = async { while body.next().await.is_some_and(|chunk| chunk.is_ok()) {} };
-        timeout(DRAIN_TIMEOUT, drain).await.ok();
-        Err(written)
+        match explained(&self.sandbox, answer).await? {
+            Answer::Entry(entry) => Ok(entry),
+            _ => Err(FileError::Protocol),
+        }
     }
 }
 
