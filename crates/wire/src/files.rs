@@ -3,7 +3,8 @@
 //! hostd connects to [`FILES_PORT`] and sends one frame with a [`Request`]; the agent answers with frames of
 //! [`Answer`], and either side closes when it has all that it wants. A file's content travels after the request
 //! (`Write`) or after `Answer::Content` (`Read`) in chunks: `u32` length (little endian, at most [`DATA_LEN_MAX`]), then so
-//! many bytes. A chunk of no bytes is the end: without it, what has arrived is not the whole, and a write has no effect.
+//! many bytes. A chunk of no bytes is the end: without it, what has arrived is not the whole, and a write has no effect. Once
+//! content has begun no answer follows in its place: a file that cannot be read on ends without its end.
 //!
 //! Nothing of this knows of renewals: hostd opens such streams to sandboxes that have confirmed theirs. Paths are bytes, as
 //! Linux has them; relative ones start in the home of the sandbox's user.
@@ -77,6 +78,7 @@ pub enum Range {
 pub enum Answer {
     Content(Content),
     Entry(Entry),
+    /// One at least, as are events: what tells nothing could be told for ever.
     Entries(Vec<Entry>),
     /// All entries have been sent, or `LIST_ENTRIES_MAX` of them.
     Listed {

@@ -48,24 +48,31 @@ pub(super) fn read(peer: &mut Peer, path: &Path, range: Option<Range>) -> Outcom
     let size = u64::try_from(stat.st_size).unwrap_or_default();
     // A size of 0 says nothing: so are those of /proc.
     let part = range.filter(|_| size > 0).map(|range| select(range, size, path)).transpose()?;
-    let (first, part_len) = part.unwrap_or((0, u64::MAX));
+    let (entry, first) = (entry::from_stat(path, &stat), part.map_or(0, |(first, _)| first));
+    send(peer, entry, part, |buffer, at| file.read_at(buffer, first + at).context(|| shown(path)))
+}
+
+/// Sends what `read` gives, which gets a buffer and where in the part its bytes are.
+fn send(
+    peer: &mut Peer,
+    entry: Entry,
+    part: Option<(u64, u64)>,
+    read: impl Fn(&mut [u8], u64) -> Outcome<usize>,
+) -> Outcome<()> {
     let mut sent = 0;
     let mut outgoing = Outgoing::new();
     let fill = |outgoing: &mut Outgoing, sent: u64, left: u64| {
         let len_max = usize::try_from(left).unwrap_or(usize::MAX);
-        outgoing.fill(len_max, |buffer, at| {
-            file.read_at(buffer, first + sent + at as u64).context(|| shown(path))
-        })
+        outgoing.fill(len_max, |buffer, at| read(buffer, sent + at as u64))
     };
     // Read before anything is told: of a file that ends within the first chunk, what was read is the length.
-    let begun = fill(&mut outgoing, 0, part_len)? as u64;
+    let begun = fill(&mut outgoing, 0, part.map_or(u64::MAX, |(_, len)| len))? as u64;
     let len = match part {
         Some((_, len)) => Some(len),
         None if begun < DATA_LEN_MAX as u64 => Some(begun),
-        None if size >= begun => Some(size),
+        None if entry.size >= begun => Some(entry.size),
         None => None,
     };
-    let entry = entry::from_stat(path, &stat);
     let offset = part.map(|(first, _)| first);
     outgoing.begin_with(&Answer::Content(Content { entry, offset, len }));
     let end = len.unwrap_or(u64::MAX);
@@ -73,10 +80,11 @@ pub(super) fn read(peer: &mut Peer, path: &Path, range: Option<Range>) -> Outcom
     while more > 0 && sent + more < end {
         sent += more;
         outgoing.send(peer)?;
-        more = fill(&mut outgoing, sent, end - sent)? as u64;
+        // A reason would be read as content. Without its end hostd knows that this is not the file.
+        more = fill(&mut outgoing, sent, end - sent).map_err(|_| Stop::Gone)? as u64;
     }
     if len.is_some_and(|len| sent + more < len) {
-        // It has become shorter. Without its end hostd knows that this is not the file.
+        // It has become shorter, which is told in the same way.
         return Err(Stop::Gone);
     }
     outgoing.end();
@@ -119,6 +127,40 @@ fn select(range: Range, size: u64, path: &Path) -> Outcome<(u64, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use podflare_wire::codec::encode_frame;
+    use podflare_wire::files::{CHUNK_PREFIX_LEN, Kind};
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+
+    #[test]
+    fn a_file_that_cannot_be_read_on_has_no_end_and_no_reason_among_its_bytes() {
+        let size = 3 * DATA_LEN_MAX as u64;
+        let entry = Entry {
+            path: b"/x".to_vec(),
+            kind: Kind::File,
+            size,
+            mode: 0,
+            uid: 0,
+            gid: 0,
+            inode: 1,
+            modified_ns: 0,
+            target: None,
+        };
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        let taken = std::thread::spawn(move || {
+            let mut bytes = Vec::new();
+            ours.read_to_end(&mut bytes).unwrap();
+            bytes
+        });
+        let mut peer = Peer::new(theirs.into()).unwrap();
+        let stopped = send(&mut peer, entry.clone(), None, |buffer, at| {
+            if at < DATA_LEN_MAX as u64 { Ok(buffer.len()) } else { Err(Stop::new(Errno::IO, "/x")) }
+        });
+        assert!(matches!(stopped, Err(Stop::Gone)), "{stopped:?}");
+        drop(peer);
+        let head = encode_frame(&Answer::Content(Content { entry, offset: None, len: Some(size) }));
+        assert_eq!(taken.join().unwrap().len(), head.len() + CHUNK_PREFIX_LEN + DATA_LEN_MAX);
+    }
 
     #[test]
     fn a_range_is_cut_to_the_file() {

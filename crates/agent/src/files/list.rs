@@ -73,6 +73,6 @@ impl Batch {
     fn send(&mut self, peer: &mut Peer) -> Outcome<()> {
         self.len = 0;
         let entries = std::mem::take(&mut self.entries);
-        peer.send(&Answer::Entries(entries))
+        if entries.is_empty() { Ok(()) } else { peer.send(&Answer::Entries(entries)) }
     }
 }

@@ -46,6 +46,19 @@ pub(super) fn ends_in_slash(path: &Path) -> bool {
     path.as_os_str().as_bytes().ends_with(b"/")
 }
 
+/// Whether its last name is `.` or `..`, which `Path` would partly hide.
+pub(super) fn ends_in_dots(path: &Path) -> bool {
+    let path = without_slashes(path).as_os_str().as_bytes();
+    matches!(path.rsplit(|byte| *byte == b'/').next(), Some(b"." | b".."))
+}
+
+/// The path without the slashes behind it, and so empty for the root folder.
+pub(super) fn without_slashes(path: &Path) -> &Path {
+    let bytes = path.as_os_str().as_bytes();
+    let len = bytes.iter().rposition(|byte| *byte != b'/').map_or(0, |last| last + 1);
+    Path::new(OsStr::from_bytes(&bytes[..len]))
+}
+
 pub(super) fn shown(path: &Path) -> String {
     path.display().to_string()
 }
@@ -60,6 +73,18 @@ mod tests {
         assert_eq!(resolve(home, b"a/../b").unwrap(), Path::new("/root/a/../b"));
         assert_eq!(resolve(home, b"/etc/x").unwrap(), Path::new("/etc/x"));
         assert_eq!(resolve(home, b"\xff").unwrap().as_os_str().as_bytes(), b"/root/\xff");
+    }
+
+    #[test]
+    fn the_last_name_is_seen_as_it_is_written() {
+        for path in ["/.", "/..", "/root/.", "/root/..", "/root/..//", ".", "..", "/a/./"] {
+            assert!(ends_in_dots(Path::new(path)), "{path}");
+        }
+        for path in ["/", "", "/root", "/root/...", "/.a", "/a..", "/../a", "/./a/"] {
+            assert!(!ends_in_dots(Path::new(path)), "{path}");
+        }
+        assert_eq!(without_slashes(Path::new("/a/b//")).as_os_str(), "/a/b");
+        assert_eq!(without_slashes(Path::new("//")).as_os_str(), "");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use super::path::shown;
 use super::peer::Peer;
 use super::{Context, Outcome, Stop};
 use podflare_wire::codec::encode;
-use podflare_wire::files::{Answer, BATCH_LEN, Event, EventKind, WATCHES_MAX};
+use podflare_wire::files::{Answer, BATCH_LEN, Event, EventKind, Failure, WATCHES_MAX};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
 use rustix::io::Errno;
@@ -38,9 +38,11 @@ pub(super) fn watch(peer: &mut Peer, path: &Path, recursive: bool) -> Outcome<()
     let mut buffer = vec![MaybeUninit::uninit(); READ_LEN];
     while watcher.lives() {
         wait(&watcher.inotify, peer)?;
-        for batch in batches(watcher.read(&mut buffer)?) {
-            peer.send(&Answer::Events(batch))?;
+        let mut batch = Batch::default();
+        for raw in watcher.read(&mut buffer)? {
+            watcher.take(&raw, &mut |event| batch.push(event, peer))?;
         }
+        batch.send(peer)?;
     }
     peer.send(&Answer::Done)
 }
@@ -56,23 +58,29 @@ fn wait(inotify: &OwnedFd, peer: &Peer) -> Outcome<()> {
     }
 }
 
-/// Each fits into a frame.
-fn batches(events: Vec<Event>) -> Vec<Vec<Event>> {
-    let mut batches = vec![Vec::new()];
-    let mut len = 0;
-    for event in events {
-        if len >= BATCH_LEN {
-            batches.push(Vec::new());
-            len = 0;
-        }
-        len += encode(&event).len();
-        if let Some(batch) = batches.last_mut() {
-            batch.push(event);
-        }
-    }
-    batches.retain(|batch| !batch.is_empty());
-    batches
+/// Events that are told together: as many as fit into a frame, however many follow of one reading.
+#[derive(Default)]
+struct Batch {
+    events: Vec<Event>,
+    len: usize,
 }
+
+impl Batch {
+    fn push(&mut self, event: Event, peer: &mut Peer) -> Outcome<()> {
+        self.len += encode(&event).len();
+        self.events.push(event);
+        if self.len >= BATCH_LEN { self.send(peer) } else { Ok(()) }
+    }
+
+    fn send(&mut self, peer: &mut Peer) -> Outcome<()> {
+        self.len = 0;
+        let events = std::mem::take(&mut self.events);
+        if events.is_empty() { Ok(()) } else { peer.send(&Answer::Events(events)) }
+    }
+}
+
+/// Where an event goes as soon as it is known.
+type Tell<'a> = &'a mut dyn FnMut(Event) -> Outcome<()>;
 
 struct Watcher {
     inotify: OwnedFd,
@@ -107,7 +115,7 @@ impl Watcher {
     }
 
     /// All events that there are now, up to a buffer full of them.
-    fn read(&mut self, buffer: &mut [MaybeUninit<u8>]) -> Outcome<Vec<Event>> {
+    fn read(&self, buffer: &mut [MaybeUninit<u8>]) -> Outcome<Vec<Raw>> {
         let mut raw = Vec::new();
         let mut reader = Reader::new(self.inotify.as_fd(), buffer);
         loop {
@@ -125,42 +133,35 @@ impl Watcher {
                 break;
             }
         }
-        let mut events = Vec::new();
-        for raw in raw {
-            self.take(&raw, &mut events);
-        }
-        Ok(events)
+        Ok(raw)
     }
 
-    fn take(&mut self, raw: &Raw, events: &mut Vec<Event>) {
+    fn take(&mut self, raw: &Raw, tell: Tell<'_>) -> Outcome<()> {
         if raw.flags.contains(ReadFlags::QUEUE_OVERFLOW) {
-            return self.overflow(events);
+            return self.look_again(tell);
         }
-        let Some(watched) = self.paths.get(&raw.watch) else { return };
+        let Some(watched) = self.paths.get(&raw.watch) else { return Ok(()) };
         let path = match &raw.name {
             Some(name) => watched.join(OsStr::from_bytes(name)),
             None => watched.clone(),
         };
         let is_directory = raw.flags.contains(ReadFlags::ISDIR);
         if let Some(kind) = self.kind(raw) {
-            events.push(Event {
-                kind,
-                path: path.as_os_str().as_bytes().to_vec(),
-                is_directory,
-                cookie: raw.cookie,
-            });
+            let path = path.as_os_str().as_bytes().to_vec();
+            tell(Event { kind, path, is_directory, cookie: raw.cookie })?;
         }
         if raw.flags.contains(ReadFlags::IGNORED) {
             self.paths.remove(&raw.watch);
         }
         if !self.recursive || !is_directory {
-            return;
+            return Ok(());
         }
         if raw.flags.contains(ReadFlags::MOVED_FROM) {
             self.forget_below(&path);
         } else if raw.flags.intersects(ReadFlags::CREATE | ReadFlags::MOVED_TO) {
-            self.add_folder(&path, events);
+            self.add_folder(&path, tell)?;
         }
+        Ok(())
     }
 
     /// The root's own end is told by itself, that of all others by their folders.
@@ -183,33 +184,51 @@ impl Watcher {
     }
 
     /// A folder that is new here, with what is in it already: some of it may have been told, none of it is left out.
-    fn add_folder(&mut self, path: &Path, events: &mut Vec<Event>) {
-        let mut found = Vec::new();
-        let watched = self.add(path).and_then(|()| {
-            self.watch_below(path, |path, is_directory| {
-                if found.len() == FOUND_MAX {
-                    return Err(Stop::new(Errno::NOSPC, "too much is in it already"));
-                }
-                found.push((path.to_owned(), is_directory));
-                Ok(())
-            })
-        });
-        for (path, is_directory) in found {
-            let path = path.as_os_str().as_bytes().to_vec();
-            events.push(Event { kind: EventKind::Create, path, is_directory, cookie: 0 });
-        }
-        // One that is gone again is no loss.
-        if let Err(Stop::Failed(failure)) = watched
-            && failure.errno != Errno::NOENT.raw_os_error()
-        {
-            self.overflow(events);
+    fn add_folder(&mut self, path: &Path, tell: Tell<'_>) -> Outcome<()> {
+        let mut left = FOUND_MAX;
+        let watched = match self.add(path) {
+            Ok(()) => self.watch_below(path, |path, is_directory| {
+                left = left
+                    .checked_sub(1)
+                    .ok_or_else(|| Stop::new(Errno::NOSPC, "too much is in it already"))?;
+                let path = path.as_os_str().as_bytes().to_vec();
+                tell(Event { kind: EventKind::Create, path, is_directory, cookie: 0 })
+            }),
+            failed => failed,
+        };
+        match watched {
+            Err(Stop::Failed(failure)) if !is_gone(&failure) => tell(self.overflow()),
+            Err(Stop::Gone) => Err(Stop::Gone),
+            _ => Ok(()),
         }
     }
 
-    fn overflow(&self, events: &mut Vec<Event>) {
+    /// Events were lost, and with them folders that are new, have moved or are gone. It is told when all that there
+    /// is now is watched: who then lists misses nothing.
+    fn look_again(&mut self, tell: Tell<'_>) -> Outcome<()> {
+        let lost = self.overflow();
+        let path = self.paths.get(&self.root).cloned().unwrap_or_default();
+        let root = inotify::add_watch(&self.inotify, &path, WATCHED);
+        let before = std::mem::take(&mut self.paths);
+        // If there is something else in its place now, or nothing, then what is watched is gone.
+        if root == Ok(self.root) {
+            self.paths.insert(self.root, path.clone());
+            if self.recursive {
+                // What cannot be watched for being too much is told of already.
+                self.watch_below(&path, |_, _| Ok(())).ok();
+            }
+        }
+        for watch in before.into_keys().filter(|watch| !self.paths.contains_key(watch)) {
+            // It may have ended by itself.
+            inotify::remove_watch(&self.inotify, watch).ok();
+        }
+        tell(lost)
+    }
+
+    fn overflow(&self) -> Event {
         let path = self.paths.get(&self.root).map(|path| path.as_os_str().as_bytes().to_vec());
         let path = path.unwrap_or_default();
-        events.push(Event { kind: EventKind::Overflow, path, is_directory: false, cookie: 0 });
+        Event { kind: EventKind::Overflow, path, is_directory: false, cookie: 0 }
     }
 
     fn add(&mut self, path: &Path) -> Outcome<()> {
@@ -233,9 +252,13 @@ impl Watcher {
                 let is_directory = entry.file_type().is_ok_and(|kind| kind.is_dir());
                 let path = entry.path();
                 found(&path, is_directory)?;
-                if is_directory {
-                    self.add(&path)?;
-                    folders.push_back(path);
+                if !is_directory {
+                    continue;
+                }
+                match self.add(&path) {
+                    Ok(()) => folders.push_back(path),
+                    Err(Stop::Failed(failure)) if is_gone(&failure) => {}
+                    failed => return failed,
                 }
             }
         }
@@ -247,5 +270,143 @@ impl Watcher {
             // It may have ended by itself.
             inotify::remove_watch(&self.inotify, watch).ok();
         }
+    }
+}
+
+/// Whether it is that a folder is there no more, or something else in its place, which is no loss.
+fn is_gone(failure: &Failure) -> bool {
+    [Errno::NOENT, Errno::NOTDIR].iter().any(|errno| errno.raw_os_error() == failure.errno)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use podflare_wire::files::FRAME_LEN_MAX;
+    use std::fs;
+
+    /// What is told of all events up to now, names below the folder.
+    fn told(watcher: &mut Watcher, root: &Path) -> Vec<(EventKind, String)> {
+        let mut told = Vec::new();
+        for raw in read(watcher) {
+            watcher.take(&raw, &mut |event| keep(&mut told, &event, root)).unwrap();
+        }
+        told
+    }
+
+    fn keep(told: &mut Vec<(EventKind, String)>, event: &Event, root: &Path) -> Outcome<()> {
+        let path = Path::new(OsStr::from_bytes(&event.path)).strip_prefix(root).unwrap();
+        told.push((event.kind, path.display().to_string()));
+        Ok(())
+    }
+
+    fn read(watcher: &Watcher) -> Vec<Raw> {
+        watcher.read(&mut vec![MaybeUninit::uninit(); READ_LEN]).unwrap()
+    }
+
+    /// Loses all events up to now, as a queue that is full does.
+    fn lose(watcher: &mut Watcher, root: &Path) -> Vec<(EventKind, String)> {
+        read(watcher);
+        let mut told = Vec::new();
+        let overflow = Raw { watch: -1, flags: ReadFlags::QUEUE_OVERFLOW, cookie: 0, name: None };
+        watcher.take(&overflow, &mut |event| keep(&mut told, &event, root)).unwrap();
+        told
+    }
+
+    #[test]
+    fn a_folder_that_goes_away_while_the_tree_is_walked_is_overlooked() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        for name in ["kept", "removed", "replaced"] {
+            fs::create_dir(root.join(name)).unwrap();
+        }
+        let mut watcher = Watcher::new(root, false).unwrap();
+        let walked = watcher.watch_below(root, |path, _| {
+            if !path.ends_with("kept") {
+                fs::remove_dir(path).unwrap();
+            }
+            if path.ends_with("replaced") {
+                fs::write(path, "").unwrap();
+            }
+            Ok(())
+        });
+        walked.unwrap();
+        read(&watcher);
+        fs::write(root.join("kept/file"), "").unwrap();
+        assert_eq!(told(&mut watcher, root)[0], (EventKind::Create, "kept/file".to_owned()));
+    }
+
+    #[test]
+    fn what_has_changed_while_events_were_lost_is_watched_from_then_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        let elsewhere = tempfile::tempdir().unwrap();
+        for name in ["old", "left/below"] {
+            fs::create_dir_all(root.join(name)).unwrap();
+        }
+        let mut watcher = Watcher::new(root, true).unwrap();
+        fs::create_dir_all(root.join("new/below")).unwrap();
+        fs::rename(root.join("old"), root.join("new/moved")).unwrap();
+        fs::rename(root.join("left"), elsewhere.path().join("left")).unwrap();
+        assert_eq!(lose(&mut watcher, root), [(EventKind::Overflow, String::new())]);
+        told(&mut watcher, root);
+        for name in ["new/below/file", "new/moved/file"] {
+            fs::write(root.join(name), "").unwrap();
+            assert_eq!(told(&mut watcher, root)[0], (EventKind::Create, name.to_owned()));
+        }
+        fs::write(elsewhere.path().join("left/below/file"), "").unwrap();
+        assert_eq!(told(&mut watcher, root), [], "what is no longer below is nobody's");
+        assert!(watcher.lives());
+    }
+
+    #[test]
+    fn a_watch_whose_folder_goes_while_events_are_lost_ends() {
+        let parent = tempfile::tempdir().unwrap();
+        let root = parent.path().join("root");
+        for replaced in [false, true] {
+            fs::create_dir_all(&root).unwrap();
+            let mut watcher = Watcher::new(&root, true).unwrap();
+            // Another one may get the number of one that is gone.
+            fs::rename(&root, parent.path().join(format!("away-{replaced}"))).unwrap();
+            if replaced {
+                fs::create_dir(&root).unwrap();
+            }
+            assert_eq!(lose(&mut watcher, &root), [(EventKind::Overflow, String::new())]);
+            assert!(!watcher.lives());
+        }
+    }
+
+    #[test]
+    fn events_are_told_before_they_are_more_than_a_message_holds() {
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        let mut peer = Peer::new(theirs.into()).unwrap();
+        let name = "x".repeat(250);
+        let told = std::thread::spawn(move || lens_of_frames(ours));
+        let mut batch = Batch::default();
+        for number in 0..1_000 {
+            let path = format!("/{}{number}", [name.as_str(); 16].join("/")).into_bytes();
+            let event = Event { kind: EventKind::Create, path, is_directory: false, cookie: 0 };
+            batch.push(event, &mut peer).unwrap();
+            assert!(batch.len < BATCH_LEN);
+        }
+        batch.send(&mut peer).unwrap();
+        // Nothing more is nothing to tell.
+        batch.send(&mut peer).unwrap();
+        drop(peer);
+        let lens = told.join().unwrap();
+        assert!(lens.iter().all(|len| (100..=FRAME_LEN_MAX).contains(len)), "{lens:?}");
+        assert!(lens.len() > 100);
+    }
+
+    fn lens_of_frames(mut stream: impl std::io::Read) -> Vec<usize> {
+        let mut bytes = Vec::new();
+        stream.read_to_end(&mut bytes).unwrap();
+        let mut rest = &bytes[..];
+        let mut lens = Vec::new();
+        while let Some((prefix, after)) = rest.split_first_chunk() {
+            let len = u32::from_le_bytes(*prefix) as usize;
+            lens.push(len);
+            rest = &after[len..];
+        }
+        lens
     }
 }

@@ -320,6 +320,14 @@ fn a_listing_goes_as_deep_as_it_is_told_and_follows_no_links() {
 }
 
 #[test]
+fn an_empty_folder_is_listed_without_an_empty_message() {
+    let agent = Agent::start();
+    ask(&agent, &Request::MakeDirectory { path: "empty".into(), mode: None });
+    let listed = ask(&agent, &Request::List { path: "empty".into(), depth: 1 });
+    assert_eq!(listed, Answer::Listed { truncated: false });
+}
+
+#[test]
 fn a_name_that_is_not_unicode_is_a_name() {
     let agent = Agent::start();
     entry(write(&agent, b"odd/\xff\n\xe2\x82", b"content", None));

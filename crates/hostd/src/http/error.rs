@@ -1,7 +1,7 @@
 //! The only place where an error becomes a status code, and the one body that all errors have.
 
 use super::auth::NotOperator;
-use super::body::has_stalled;
+use super::body::is_late;
 use super::files::{self, query::QueryError};
 use super::json::BodyError;
 use super::origin::OriginError;
@@ -122,11 +122,11 @@ impl From<BodyError> for ApiError {
     }
 }
 
-/// A body over its limit, or one with which its sender stood still or that it broke off.
+/// A body over its limit, or one that did not come in time or that its sender broke off.
 fn status_of_rejection(rejection: &BytesRejection) -> StatusCode {
     match rejection.status() {
         StatusCode::PAYLOAD_TOO_LARGE => StatusCode::PAYLOAD_TOO_LARGE,
-        _ if has_stalled(rejection) => StatusCode::REQUEST_TIMEOUT,
+        _ if is_late(rejection) => StatusCode::REQUEST_TIMEOUT,
         _ => StatusCode::BAD_REQUEST,
     }
 }
@@ -339,7 +339,7 @@ impl From<FileError> for ApiError {
                 let answer = ApiError::of_text(status, error.to_string());
                 return ApiError { code: Some(code), ..answer };
             }
-            FileError::Body(error) if has_stalled(&**error) => StatusCode::REQUEST_TIMEOUT,
+            FileError::Body(error) if is_late(&**error) => StatusCode::REQUEST_TIMEOUT,
             FileError::Body(_) => StatusCode::BAD_REQUEST,
             FileError::Silent => StatusCode::GATEWAY_TIMEOUT,
             FileError::Lost => StatusCode::SERVICE_UNAVAILABLE,

@@ -3,7 +3,7 @@
 //! A body must say that it is JSON, and none is the empty object. That keeps no web page out: a browser
 //! sends an empty body for any page. `origin.rs` does.
 
-use super::body::within_time;
+use super::body::at_a_pace;
 use super::error::ApiError;
 use super::limits::{BODY_LEN_MAX, LONG_BODY_TURN_TIMEOUT};
 use crate::app::App;
@@ -39,7 +39,7 @@ impl<T: DeserializeOwned> FromRequest<Arc<App>> for JsonBody<T> {
     async fn from_request(request: Request, app: &Arc<App>) -> Result<JsonBody<T>, ApiError> {
         let is_json = is_json(request.headers());
         let _place = place_for(request.body().size_hint().upper(), &app.long_bodies).await?;
-        let request = request.map(|body| Body::from_stream(within_time(body)));
+        let request = request.map(|body| Body::from_stream(at_a_pace(body)));
         let bytes = Bytes::from_request(request, app).await.map_err(BodyError::Read)?;
         let text = match &bytes[..] {
             b"" => b"{}",

@@ -12,6 +12,15 @@ pub(super) const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long nothing may come of a request's body.
 pub(super) const BODY_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// Bytes a second that a body of JSON comes with at least, after `BODY_IDLE_TIMEOUT`. It is held in memory meanwhile, and
+/// a long one in a place that others wait for.
+pub(super) const JSON_RATE_MIN: u64 = 64 * 1024;
+
+/// How long what a client still sends is thrown away after it has been refused, and how long nothing of it may come. A
+/// connection that were closed at once would be reset, and the reason lost.
+pub(super) const LINGER_TIMEOUT: Duration = Duration::from_secs(30);
+pub(super) const LINGER_IDLE_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// How long a peer may say nothing at all before it is asked whether it is there, and the time between two
 /// questions. After `KEEPALIVE_PROBES` without an answer its connection is cut.
 pub(super) const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);

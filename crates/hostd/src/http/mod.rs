@@ -9,6 +9,7 @@ mod files;
 mod json;
 mod keys;
 pub(crate) mod limits;
+mod linger;
 mod network;
 mod node;
 mod observe;

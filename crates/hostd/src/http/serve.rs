@@ -1,6 +1,7 @@
 //! Connections: accepted up to a limit, cut when nothing comes of them, seen to their end at shutdown.
 
 use super::limits::{CONNECTIONS_MAX, HEAD_TIMEOUT, KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_PROBES};
+use super::linger::{lend, linger};
 use axum::Router;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
@@ -37,10 +38,15 @@ pub async fn serve(listener: TcpListener, router: Router, stop: impl Future<Outp
             begins.notify_one();
             request
         });
+        let (stream, mut left) = lend(stream);
         let connection = server.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
         let connection = graceful.watch(connection.into_owned());
         tokio::spawn(async move {
-            see_through(connection, &begun).await;
+            let whole = see_through(connection, &begun).await;
+            // An answer that has broken off is cut: its client is to see that.
+            if whole && let Ok(stream) = left.try_recv() {
+                linger(stream).await;
+            }
             drop(place);
         });
     }
@@ -85,11 +91,13 @@ fn set_options(stream: &TcpStream) -> io::Result<()> {
     Ok(sockopt::set_socket_keepalive(stream, true)?)
 }
 
+/// Whether all that was asked on a connection has been answered to its end.
+///
 /// The server's own time limits begin when it knows which HTTP it speaks: the first request has one here.
 async fn see_through<E: Into<Box<dyn Error + Send + Sync>>>(
     connection: impl Future<Output = Result<(), E>>,
     begun: &Notify,
-) {
+) -> bool {
     let mut connection = pin!(connection);
     let result = tokio::select! {
         // What has arrived counts, also in the last moment.
@@ -97,10 +105,14 @@ async fn see_through<E: Into<Box<dyn Error + Send + Sync>>>(
         result = &mut connection => result,
         first = timeout(HEAD_TIMEOUT, begun.notified()) => match first {
             Ok(()) => connection.await,
-            Err(_) => return,
+            Err(_) => return false,
         },
     };
-    if let Err(error) = result {
-        tracing::debug!(error = %error.into(), "A connection broke");
+    match result {
+        Ok(()) => true,
+        Err(error) => {
+            tracing::debug!(error = %error.into(), "A connection broke");
+            false
+        }
     }
 }

@@ -27,9 +27,6 @@ use tokio::time::timeout;
 /// How long a guest may neither answer nor take anything.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// How long what a client still sends is thrown away, so that it reads why its upload has failed.
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
-
 /// How long the reason for a lost stream may take to be known.
 const ENDING_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -67,13 +64,13 @@ fn describe(errno: Errno) -> String {
     text.split(" (os error").next().unwrap_or(&text).to_owned()
 }
 
-/// An operation under way. The sandbox is in use for as long as this is held, unless it only watches.
+/// An operation under way. The sandbox is in use for as long as this is held, or until it only watches.
 pub struct Operation {
     incoming: Incoming,
     outgoing: WriteHalf<Box<dyn GuestStream>>,
     sandbox: Sandbox,
     _place: OwnedSemaphorePermit,
-    _in_use: Option<(InUse, Executing)>,
+    in_use: Option<(InUse, Executing)>,
 }
 
 /// What comes from the guest. Its futures may be dropped: what has arrived is kept.
@@ -86,7 +83,7 @@ struct Incoming {
 impl Operation {
     /// Sends a request to the guest's file server.
     pub async fn begin(app: &App, id: &str, request: &Request) -> Result<Operation, FileError> {
-        Operation::connect(app, id, matches!(request, Request::Watch { .. }))?.send(request).await
+        Operation::connect(app, id)?.send(request).await
     }
 
     /// The same in a sandbox that nobody knows yet.
@@ -111,15 +108,15 @@ impl Operation {
     ) -> Operation {
         let (read, outgoing) = tokio::io::split(stream);
         let incoming = Incoming { read, buffer: BytesMut::new(), chunk_left: 0 };
-        Operation { incoming, outgoing, sandbox, _place: place, _in_use: in_use }
+        Operation { incoming, outgoing, sandbox, _place: place, in_use }
     }
 
     /// A sandbox that ends when it has just been found may have been replaced by a merge or a restore.
-    fn connect(app: &App, id: &str, only_watches: bool) -> Result<Operation, FileError> {
+    fn connect(app: &App, id: &str) -> Result<Operation, FileError> {
         for _ in 0..2 {
             let sandbox = app.registry.find(id)?;
             let place = sandbox.file_place().ok_or(FileError::TooMany)?;
-            let in_use = (!only_watches).then(|| (sandbox.begin_use(), app.activity.execute()));
+            let in_use = Some((sandbox.begin_use(), app.activity.execute()));
             let stream = match sandbox.machine().connect(FILES_PORT) {
                 Ok(stream) => stream,
                 Err(VmmError::Ended) => continue,
@@ -134,6 +131,16 @@ impl Operation {
     pub async fn answer(&mut self) -> Result<Answer, FileError> {
         let answer = timeout(PATIENCE, self.incoming.answer()).await.unwrap_or(Err(FileError::Silent));
         explained(&self.sandbox, answer).await
+    }
+
+    /// From now on it only watches: the sandbox may idle, from this moment on or from the last `touch`.
+    pub fn only_watch(&mut self) {
+        self.in_use = None;
+    }
+
+    /// The sandbox is in use at this moment.
+    pub fn touch(&self) {
+        drop(self.sandbox.begin_use());
     }
 
     /// The next answer of a watch, which may be long in coming.
@@ -170,15 +177,10 @@ impl Operation {
                 },
             }
         };
-        let written = match explained(&self.sandbox, answer).await {
-            Ok(Answer::Entry(entry)) => return Ok(entry),
-            Ok(_) => FileError::Protocol,
-            Err(error) => error,
-        };
-        drop(self);
-        let drain = async { while body.next().await.is_some_and(|chunk| chunk.is_ok()) {} };
-        timeout(DRAIN_TIMEOUT, drain).await.ok();
-        Err(written)
+        match explained(&self.sandbox, answer).await? {
+            Answer::Entry(entry) => Ok(entry),
+            _ => Err(FileError::Protocol),
+        }
     }
 }
 
@@ -234,6 +236,7 @@ impl Incoming {
                     let frame = self.buffer.split_to(FRAME_PREFIX_LEN + len);
                     return match decode(&frame[FRAME_PREFIX_LEN..]).map_err(|_| FileError::Protocol)? {
                         Answer::Failed(failure) => Err(failure.into()),
+                        answer if tells_nothing(&answer) => Err(FileError::Protocol),
                         answer => Ok(answer),
                     };
                 }
@@ -269,6 +272,15 @@ impl Incoming {
             Ok(len) if len > 0 => Ok(()),
             Ok(_) | Err(_) => Err(FileError::Lost),
         }
+    }
+}
+
+/// A guest could go on with such for ever, and nobody would notice.
+fn tells_nothing(answer: &Answer) -> bool {
+    match answer {
+        Answer::Entries(entries) => entries.is_empty(),
+        Answer::Events(events) => events.is_empty(),
+        _ => false,
     }
 }
 

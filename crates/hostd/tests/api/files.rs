@@ -4,6 +4,7 @@ use crate::host::{Host, until};
 use axum::body::{Body, Bytes};
 use axum::http::{Request, StatusCode};
 use futures_util::stream;
+use http_body_util::BodyExt;
 use podflare_wire::files::OPERATIONS_MAX;
 use serde_json::json;
 use std::time::Duration;
@@ -279,13 +280,45 @@ async fn a_transfer_keeps_a_sandbox_from_idling_and_a_watch_does_not() {
     let (busy, watched) = (host.create().await, host.create().await);
     host.put_file(&watched, "/root/file", "").await;
     let download = host.open(&format!("/v1/sandboxes/{busy}/files?path=/slow")).await;
+    tokio::time::sleep(Duration::from_secs(45)).await;
     let _watch = host.open(&format!("/v1/sandboxes/{watched}/files/watch?path=/root")).await;
-    tokio::time::sleep(Duration::from_secs(90)).await;
+    tokio::time::sleep(Duration::from_secs(45)).await;
+    for id in [&busy, &watched] {
+        assert_eq!(host.get(&format!("/v1/sandboxes/{id}")).await.status, StatusCode::OK);
+    }
+    tokio::time::sleep(Duration::from_secs(45)).await;
     assert_eq!(host.get(&format!("/v1/sandboxes/{busy}")).await.status, StatusCode::OK);
     assert_eq!(host.get(&format!("/v1/sandboxes/{watched}")).await.status, StatusCode::NOT_FOUND);
     drop(download);
     tokio::time::sleep(Duration::from_secs(90)).await;
     assert_eq!(host.get(&format!("/v1/sandboxes/{busy}")).await.status, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_that_tells_something_keeps_its_sandbox_from_idling() {
+    let host = Host::start(&["--idle-timeout", "60", "--heartbeat", "3600"]).await;
+    let id = host.create().await;
+    let watch = host.open(&format!("/v1/sandboxes/{id}/files/watch?path=/busy")).await;
+    let told = tokio::spawn(watch.2.rest_bytes());
+    tokio::time::sleep(Duration::from_secs(200)).await;
+    assert_eq!(host.get(&format!("/v1/sandboxes/{id}")).await.status, StatusCode::OK);
+    told.abort();
+    tokio::time::sleep(Duration::from_secs(90)).await;
+    assert_eq!(host.get(&format!("/v1/sandboxes/{id}")).await.status, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn a_guest_that_tells_nothing_for_ever_is_not_listened_to() {
+    let host = Host::start(&[]).await;
+    let id = host.create().await;
+    let answer = host.get(&format!("/v1/sandboxes/{id}/files/list?path=/silent")).await;
+    assert_eq!(answer.status, StatusCode::INTERNAL_SERVER_ERROR);
+    assert!(answer.error().contains("does not keep to the protocol"), "{}", answer.body);
+    let watch = Request::get(format!("/v1/sandboxes/{id}/files/watch?path=/silent"));
+    let answer = host.router().oneshot(watch.body(Body::empty()).unwrap()).await.unwrap();
+    assert_eq!(answer.status(), StatusCode::OK);
+    let told = tokio::time::timeout(Duration::from_secs(30), answer.into_body().collect()).await;
+    assert!(told.unwrap().is_err(), "the stream breaks off");
 }
 
 #[tokio::test]

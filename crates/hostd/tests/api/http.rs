@@ -1,10 +1,13 @@
 //! What holds for every request: errors, keys, limits, timing, the document.
 
 use crate::host::{Host, json_request};
-use axum::body::Body;
+use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, Request, StatusCode};
+use futures_util::future::join_all;
+use futures_util::stream::{self, StreamExt};
 use podflare_api::openapi::{self, ENDPOINTS, Method};
 use serde_json::json;
+use std::time::Duration;
 
 #[tokio::test]
 async fn the_host_is_healthy_when_its_template_is_ready() {
@@ -69,6 +72,29 @@ async fn an_empty_body_is_an_empty_object_whatever_it_says_it_is() {
         let answer = host.send(request.body(Body::empty()).unwrap()).await;
         assert_eq!(answer.status, StatusCode::OK, "{content_type:?}: {}", answer.body);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_comes_in_drops_gives_its_place_to_others() {
+    let host = Host::start(&[]).await;
+    // As long as it takes, were it not broken off.
+    let drops = || {
+        let drops = stream::iter(0..1_000).then(async |_| {
+            tokio::time::sleep(Duration::from_secs(20)).await;
+            Ok::<_, std::io::Error>(Bytes::from_static(b" "))
+        });
+        let request = Request::post("/v1/sandboxes").header("content-type", "application/json");
+        request.body(Body::from_stream(drops)).unwrap()
+    };
+    // More than there are places for.
+    let answers = join_all((0..9).map(|_| host.send(drops()))).await;
+    let count = |status| answers.iter().filter(|answer| answer.status == status).count();
+    assert_eq!((count(StatusCode::REQUEST_TIMEOUT), count(StatusCode::SERVICE_UNAVAILABLE)), (8, 1));
+    let late = answers.iter().find(|answer| answer.status == StatusCode::REQUEST_TIMEOUT).unwrap();
+    assert!(late.error().contains("too slowly"), "{}", late.body);
+    let long = Body::from_stream(stream::iter([Ok::<_, std::io::Error>(Bytes::from_static(b"{}"))]));
+    let request = Request::post("/v1/sandboxes").header("content-type", "application/json");
+    assert_eq!(host.send(request.body(long).unwrap()).await.status, StatusCode::OK);
 }
 
 #[tokio::test]

@@ -3,6 +3,7 @@
 #![cfg(test)]
 
 mod checkpoint;
+mod connection;
 mod create;
 mod exec;
 mod execs;

@@ -15,8 +15,11 @@ use axum::response::{IntoResponse, Response};
 use futures_util::stream::{self, Stream};
 use podflare_wire::files::{Answer, Request};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
-use tokio::time::timeout;
+use std::time::Duration;
+use tokio::time::{Instant, timeout};
+
+/// How often the sandbox is said to be in use, however many events there are.
+const TOUCH_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The answer begins when everything is watched: what happens after it is told.
 pub(in super::super) async fn watch(
@@ -28,27 +31,47 @@ pub(in super::super) async fn watch(
     let request = Request::Watch { path: query.path("path")?, recursive: query.flag("recursive")? };
     let mut operation = Operation::begin(&app, &id, &request).await?;
     let Answer::Watching = operation.answer().await? else { return Err(FileError::Protocol.into()) };
-    let body = Body::from_stream(lines(operation, app.settings.heartbeat));
-    Ok((Extension(guest_since(begun)), ndjson(body)).into_response())
+    operation.only_watch();
+    let watch = Watch { operation, heartbeat: app.settings.heartbeat, touched: begun };
+    let body = Body::from_stream(lines(watch));
+    Ok((Extension(guest_since(begun.into())), ndjson(body)).into_response())
+}
+
+struct Watch {
+    operation: Operation,
+    heartbeat: Duration,
+    /// When the sandbox was last said to be in use.
+    touched: Instant,
 }
 
 /// Ends when what is watched is gone.
-fn lines(operation: Operation, heartbeat: Duration) -> impl Stream<Item = Result<Bytes, FileError>> {
-    stream::try_unfold((operation, heartbeat), async |(mut operation, heartbeat)| {
-        let answer = match timeout(heartbeat, operation.event()).await {
+fn lines(watch: Watch) -> impl Stream<Item = Result<Bytes, FileError>> {
+    stream::try_unfold(watch, async |mut watch| {
+        let answer = match timeout(watch.heartbeat, watch.operation.event()).await {
             Ok(answer) => answer?,
-            Err(_) => return Ok(Some((Bytes::from_static(HEARTBEAT), (operation, heartbeat)))),
+            Err(_) => return Ok(Some((Bytes::from_static(HEARTBEAT), watch))),
         };
         match answer {
             Answer::Events(events) => {
+                watch.touch();
                 let mut text = Vec::new();
                 for event in &events {
                     write_line(&entry::event(event), &mut text);
                 }
-                Ok(Some((Bytes::from(text), (operation, heartbeat))))
+                Ok(Some((Bytes::from(text), watch)))
             }
             Answer::Done => Ok(None),
             _ => Err(FileError::Protocol),
         }
     })
+}
+
+impl Watch {
+    /// Somebody learns of what happens in the sandbox, and so uses it.
+    fn touch(&mut self) {
+        if self.touched.elapsed() >= TOUCH_INTERVAL {
+            self.operation.touch();
+            self.touched = Instant::now();
+        }
+    }
 }

@@ -1,6 +1,7 @@
 //! The file server of a fake guest: the real protocol over a tree in memory, without links, owners and special files.
 //!
-//! `/slow` is a file that never ends, and `/full` a folder without space.
+//! `/slow` is a file that never ends, `/full` a folder without space, and `/broken` one whose files cannot be read to their end.
+//! Of `/silent` is told, for ever, that there is nothing to tell; in `/busy` something happens every 45 s.
 
 use super::{Core, stand_still_if_so};
 use podflare_wire::codec::{FRAME_PREFIX_LEN, decode, encode_frame};
@@ -12,8 +13,10 @@ use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::sync::broadcast::error::RecvError;
+use tokio::time::sleep;
 
 /// What a fake guest has on its disk, by absolute path.
 pub(super) type Files = BTreeMap<Vec<u8>, File>;
@@ -28,12 +31,25 @@ pub(super) struct File {
 const HOME: &[u8] = b"/root";
 const FULL: &[u8] = b"/full/";
 const SLOW: &[u8] = b"/slow";
+const BROKEN: &[u8] = b"/broken/";
+/// The one file in `BROKEN` whose length is not known before.
+const BROKEN_UNSIZED: &[u8] = b"/broken/unsized";
+const SILENT: &[u8] = b"/silent";
+const BUSY: &[u8] = b"/busy";
+const BUSY_INTERVAL: Duration = Duration::from_secs(45);
 
 /// Serves one operation.
 pub(super) async fn serve(mut stream: DuplexStream, core: &Arc<Core>) {
     stand_still_if_so(core).await;
     let Some(request) = next_request(&mut stream).await else { return };
     let answered = match request {
+        Request::List { path, .. } if path == SILENT => {
+            tell_forever(&mut stream, &Answer::Entries(Vec::new())).await
+        }
+        Request::Watch { path, .. } if path == SILENT => {
+            send(&mut stream, &Answer::Watching).await;
+            tell_forever(&mut stream, &Answer::Events(Vec::new())).await
+        }
         Request::Read { path, range } => read(&mut stream, core, absolute(&path), range).await,
         Request::Write { path, mode } => write(&mut stream, core, absolute(&path), mode).await,
         Request::Watch { path, .. } => watch(&mut stream, core, &absolute(&path)).await,
@@ -66,6 +82,12 @@ async fn next_request(stream: &mut DuplexStream) -> Option<Request> {
 async fn send(stream: &mut DuplexStream, answer: &Answer) {
     // hostd may have gone.
     stream.write_all(&encode_frame(answer)).await.ok();
+}
+
+/// Until hostd has gone.
+async fn tell_forever(stream: &mut DuplexStream, answer: &Answer) -> Result<Answer, Failure> {
+    while stream.write_all(&encode_frame(answer)).await.is_ok() {}
+    Ok(Answer::Done)
 }
 
 fn failure(errno: Errno, path: &[u8]) -> Failure {
@@ -164,6 +186,10 @@ async fn read(
         send(stream, &Answer::Content(about)).await;
         return std::future::pending().await;
     }
+    if path.starts_with(BROKEN) {
+        break_off(stream, &path).await;
+        return Ok(Answer::Done);
+    }
     let entry = entry(core, &path)?;
     let content = core.guest().files.get(&path).and_then(|file| file.content.clone());
     let content = content.ok_or_else(|| failure(Errno::ISDIR, &path))?;
@@ -189,7 +215,26 @@ async fn read(
     Ok(Answer::Done)
 }
 
+/// Sends one chunk of two, and nothing more.
+async fn break_off(stream: &mut DuplexStream, path: &[u8]) {
+    let file = File { content: Some(Arc::default()), mode: 0o644 };
+    let len = (path != BROKEN_UNSIZED).then_some(2 * DATA_LEN_MAX as u64);
+    let about = Content { entry: describe(path, &file), offset: None, len };
+    send(stream, &Answer::Content(about)).await;
+    stream.write_all(&chunk_prefix(DATA_LEN_MAX)).await.ok();
+    stream.write_all(&[b'x'; DATA_LEN_MAX]).await.ok();
+    stream.shutdown().await.ok();
+}
+
 async fn watch(stream: &mut DuplexStream, core: &Core, path: &[u8]) -> Result<Answer, Failure> {
+    if path == BUSY {
+        send(stream, &Answer::Watching).await;
+        let event = Event { kind: EventKind::Modify, path: path.to_vec(), is_directory: true, cookie: 0 };
+        loop {
+            sleep(BUSY_INTERVAL).await;
+            send(stream, &Answer::Events(vec![event.clone()])).await;
+        }
+    }
     entry(core, path)?;
     let mut events = core.file_events.subscribe();
     send(stream, &Answer::Watching).await;
