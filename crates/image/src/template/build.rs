@@ -5,7 +5,7 @@ use super::check;
 use super::declaration::{Declaration, FileToCopy, parse_mode};
 use super::recipe::{Origin, Recipe, Stage, shipped};
 use super::root::Root;
-use super::store::{Locked, ROOT_DISK, Store, now_ms, set_mode};
+use super::store::{Locked, ROOT_DISK, Store, Taken, set_mode};
 use crate::Progress;
 use crate::cache::{Cache, Key, KeyBuilder};
 use crate::definition::GuestDefinition;
@@ -89,6 +89,8 @@ pub struct Builder<'a> {
     pub store: &'a Store,
     pub settings: &'a MachineSettings,
     pub progress: Progress<'a>,
+    /// What a running host has of the template of that name. Asked when a new one is there.
+    pub taken: &'a dyn Fn(&str) -> Taken,
 }
 
 impl std::fmt::Debug for Builder<'_> {
@@ -117,7 +119,10 @@ impl Builder<'_> {
         let root_key = recipe.root_key(&base_key(&recipe.origin, &definition, &kernel)?)?;
         let digest = recipe.key(&root_key);
         let locked = self.store.lock()?;
-        let former = self.store.find(&recipe.name)?;
+        let former = self.store.find(&recipe.name).unwrap_or_else(|error| {
+            (self.progress)(&format!("{error}; it is built anew"));
+            None
+        });
         let former_root =
             former.as_ref().and_then(|former| former.digest.split_once('-')).map(|(root, _)| root);
         let digests = format!("{}-{}", root_key.as_str(), digest.as_str());
@@ -125,9 +130,9 @@ impl Builder<'_> {
             Some(former) if former.digest == digests => return Ok(Built::Unchanged(former.clone())),
             _ => {}
         }
-        let manifest = manifest(&recipe, digests);
+        let manifest = manifest(&recipe, digests, locked.build_time_ms(&recipe.name, former.as_ref())?);
         if former_root == Some(root_key.as_str()) {
-            locked.put(&manifest, declaration, None)?;
+            locked.put(&manifest, declaration, None, (self.taken)(&recipe.name))?;
             return Ok(Built::New(manifest));
         }
         let build = RootBuild { builder: self, recipe: &recipe, definition: &definition, kernel: &kernel };
@@ -166,7 +171,7 @@ fn base_key(origin: &Origin, definition: &GuestDefinition, kernel: &Kernel) -> R
     }
 }
 
-fn manifest(recipe: &Recipe, digest: String) -> TemplateManifest {
+fn manifest(recipe: &Recipe, digest: String, built_at_ms: u64) -> TemplateManifest {
     let python = recipe.startup.clone();
     TemplateManifest {
         version: MANIFEST_VERSION,
@@ -182,7 +187,7 @@ fn manifest(recipe: &Recipe, digest: String) -> TemplateManifest {
             .clone()
             .map(|ready| ReadyManifest { bash: ready.bash, timeout_ms: ready.timeout_ms }),
         digest,
-        built_at_ms: now_ms(),
+        built_at_ms,
     }
 }
 
@@ -207,7 +212,7 @@ impl RootBuild<'_> {
         // Its files may belong to users that only a namespace has, whom `TempDir` cannot remove.
         disk::remove_tree(&root)?;
         let whole = built?;
-        locked.put(manifest, declaration, Some(&whole))
+        locked.put(manifest, declaration, Some(&whole), (self.builder.taken)(&manifest.name))
     }
 
     /// Gives the folder that holds the finished disk.
