@@ -630,7 +630,7 @@ pub const ENDPOINTS: &[Endpoint] = &[
         query: &[],
         request: Request::None,
         success: Success::Empty,
-        errors: &[UNKNOWN_TEMPLATE, ("409", "It is `default`, or it is being taken")],
+        errors: &[UNKNOWN_TEMPLATE, ("409", "It is `default`")],
         open: false,
     },
     Endpoint {

@@ -11,8 +11,9 @@ use podflare_api::id::{KeyId, PtyId, SandboxId};
 use podflare_api::key::{CreateKey, KeyCreated, KeyList, KeyView};
 use podflare_api::pty::{CreatePty, PtyEvent, PtyInput, PtyResize};
 use podflare_api::sandbox::{CreateSandbox, SandboxCreated, SandboxList, SandboxView};
-use podflare_api::template::{TakeState, TemplateProgress};
+use podflare_api::template::{TakeState, TemplateProgress, TemplateView};
 use podflare_emulated_host::places::Places;
+use podflare_image::template::store::Taken;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::io::{BufRead, BufReader, Read};
@@ -198,6 +199,18 @@ impl Client {
                 }
             }
         }
+    }
+
+    /// Which build of a template the host makes sandboxes of.
+    pub(crate) fn taken_build(&self, name: &str) -> anyhow::Result<Taken> {
+        let request = self.agent.get(self.address(&format!("/templates/{name}")));
+        let mut answer = match request.header("authorization", self.authorization()).call() {
+            Ok(answer) if answer.status() == StatusCode::NOT_FOUND => return Ok(Taken::Nothing),
+            answer => self.checked(answer)?,
+        };
+        let view: TemplateView =
+            answer.body_mut().read_json().context("Cannot read what the host says of a template")?;
+        Ok(view.built_at_ms.map_or(Taken::Unknown, |built_at_ms| Taken::Build { built_at_ms }))
     }
 
     /// Has the host end what it made of a template. One that it does not have is as good as removed.
@@ -391,6 +404,16 @@ mod tests {
         assert!(text.contains("mine: no python3"), "{text}");
         let client = host_answering("200 OK", "{\"state\":\"booting\"}\n");
         assert!(client.take_template("mine", |_| ()).is_err(), "nobody knows");
+    }
+
+    #[test]
+    fn the_host_says_which_build_of_a_template_it_has() {
+        let body = r#"{"name":"mine","description":"","ram_mib":512,"vcpus":1,"rootfs_gb":4,"built_at_ms":7,"state":"cold","sizes":[]}"#;
+        let taken = host_answering("200 OK", body).taken_build("mine").unwrap();
+        assert_eq!(taken, Taken::Build { built_at_ms: 7 });
+        let taken = host_answering("404 Not Found", r#"{"error": "no such template"}"#).taken_build("mine");
+        assert_eq!(taken.unwrap(), Taken::Nothing);
+        host_answering("503 Service Unavailable", r#"{"error": "busy"}"#).taken_build("mine").unwrap_err();
     }
 
     #[test]

@@ -29,7 +29,7 @@ pub(crate) enum Command {
     /// Tell whether the host on this machine runs
     Status,
     /// Tell what this machine lacks, and how to get it
-    Doctor,
+    Doctor(Doctor),
     /// Images of the sandboxes' virtual machines
     Image {
         #[command(subcommand)]
@@ -75,6 +75,14 @@ pub(crate) struct Up {
     #[arg(long, env = "PODFLARE_AUTH_DISABLED", hide = true, action = ArgAction::SetTrue,
         value_parser = FalseyValueParser::new())]
     pub(crate) auth_disabled: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Doctor {
+    /// hostd's own setting, with which sandboxes need nothing of this machine's network
+    #[arg(long, env = "PODFLARE_NO_NETWORK", hide = true, action = ArgAction::SetTrue,
+        value_parser = FalseyValueParser::new())]
+    pub(crate) no_network: bool,
 }
 
 #[derive(Debug, Subcommand)]

@@ -58,7 +58,10 @@ impl GuestSettings {
             .then(|| format!("Sandboxes have this machine's settings of the network: {}.", told.join(", ")));
         let kept = (!kept.is_empty()).then(|| {
             let names = kept.join(", ");
-            format!("They do not have {names}: what names a place of this machine, or holds a password, stays here.")
+            format!(
+                "They do not have {names}: what names a place of this machine, holds a password, or is of no use \
+                 without such, stays here."
+            )
         });
         told.into_iter().chain(kept).collect()
     }

@@ -34,7 +34,7 @@ fn run(args: Args, output: &Output) -> anyhow::Result<ExitCode> {
         Command::Up(up) => commands::up::run(&up, &places, output),
         Command::Down => commands::down::run(&places, output),
         Command::Status => commands::status::run(&places, output),
-        Command::Doctor => commands::doctor::run(&places, output),
+        Command::Doctor(doctor) => commands::doctor::run(&doctor, &places, output),
         Command::Image { command: ImageCommand::Build(build) } => {
             commands::image::build(&build, &places, output)
         }

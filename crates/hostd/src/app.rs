@@ -22,7 +22,7 @@ use crate::vmm::{Machine, Vmm};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{Semaphore, SemaphorePermit, oneshot};
 use tokio::task::{JoinError, JoinHandle};
 use tokio::time::{Instant, timeout};
 
@@ -149,10 +149,14 @@ impl App {
         self.vmm.memory()
     }
 
-    pub(crate) async fn boot_template(&self, variant: &Variant) -> Result<Template, BootError> {
+    pub(crate) async fn boot_template(
+        &self,
+        variant: &Variant,
+        turn: Option<SemaphorePermit<'_>>,
+    ) -> Result<Template, BootError> {
         let Variant { definition, shape, .. } = variant;
         let network = self.network.template_identity();
-        boot::boot(&*self.vmm, &self.settings, network, definition, shape.clone()).await
+        boot::boot(&*self.vmm, &self.settings, network, definition, shape.clone(), turn).await
     }
 
     /// What copies are made with that may reach so much.

@@ -102,7 +102,7 @@ impl Cache {
             self.build_part(kind, &path, build)?;
         }
         touch(&path).map_err(BuildError::file("touch", &path))?;
-        self.prune(kind)?;
+        self.prune(kind, &path)?;
         Ok(path)
     }
 
@@ -121,6 +121,10 @@ impl Cache {
             .tempdir_in(&self.root)
             .map_err(BuildError::file("make a directory in", &self.root))?;
         build(partial.path())?;
+        // All that was written is on the disk before it has its name: what has it is never looked into again.
+        File::open(partial.path())
+            .and_then(|directory| Ok(rustix::fs::syncfs(directory)?))
+            .map_err(BuildError::file("write", partial.path()))?;
         fs::rename(partial.path(), path).map_err(BuildError::file("put in place", path))
     }
 
@@ -132,10 +136,12 @@ impl Cache {
         Ok(())
     }
 
-    fn prune(&self, kind: &str) -> Result<(), BuildError> {
+    /// `used` stays, whatever the clock said when the others were used.
+    fn prune(&self, kind: &str, used: &Path) -> Result<(), BuildError> {
         let mut parts = self.entries(&format!("{kind}-"))?;
+        parts.retain(|path| path != used);
         parts.sort_by_key(|path| fs::metadata(path).and_then(|meta| meta.modified()).ok());
-        let surplus = parts.len().saturating_sub(KEPT_PER_KIND);
+        let surplus = parts.len().saturating_sub(KEPT_PER_KIND - 1);
         for path in &parts[..surplus] {
             fs::remove_dir_all(path).map_err(BuildError::file("remove", path))?;
         }
@@ -242,6 +248,17 @@ mod tests {
         cache.part("disk", &key("d"), fill("x")).unwrap();
         let kept = ["a", "b", "c", "d"].map(|name| cache.has("disk", &key(name)));
         assert_eq!(kept, [true, false, true, true]);
+    }
+
+    #[test]
+    fn a_part_that_was_just_built_stays_though_the_clock_went_backwards() {
+        let home = tempfile::tempdir().unwrap();
+        let cache = Cache::open(home.path()).unwrap();
+        for name in ["a", "b", "c"] {
+            let path = cache.part("disk", &key(name), fill("x")).unwrap();
+            File::open(path).unwrap().set_modified(SystemTime::now() + Duration::from_secs(1000)).unwrap();
+        }
+        assert!(cache.part("disk", &key("d"), fill("x")).unwrap().is_dir());
     }
 
     #[test]

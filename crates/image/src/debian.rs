@@ -12,7 +12,7 @@ pub(crate) const MADE_AT_S: &str = "1767225600";
 /// Told a date of making, Python compiles so that each import reads and digests the source too. Compiled
 /// again, with the time of the source, which must then not change any more. `$1` is the root directory.
 const TIME_BYTECODE: &str = r#"
-find "$1/usr/lib" -name '*.py' -newermt "@$SOURCE_DATE_EPOCH" -exec touch --date "@$SOURCE_DATE_EPOCH" {} +
+find "$1/usr/lib" -name '*.py' -type f -newermt "@$SOURCE_DATE_EPOCH" -exec touch --date "@$SOURCE_DATE_EPOCH" {} +
 [ ! -x "$1/usr/bin/python3" ] || env --unset SOURCE_DATE_EPOCH chroot "$1" python3 -c '
 import glob, importlib.util, py_compile
 for path in glob.glob("/usr/lib/python3*/**/*.pyc", recursive=True):
@@ -66,7 +66,7 @@ pub(crate) fn package_status(tar: &Path) -> Result<Vec<u8>, BuildError> {
 
 fn mmdebstrap() -> Result<Command, BuildError> {
     let mut command = tool::command("mmdebstrap")?;
-    command.arg("--format=tar").env("PATH", tool::search_path()).env("SOURCE_DATE_EPOCH", MADE_AT_S);
+    tool::with_network(&mut command).arg("--format=tar").env("SOURCE_DATE_EPOCH", MADE_AT_S);
     Ok(command)
 }
 

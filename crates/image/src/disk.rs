@@ -17,7 +17,7 @@ const UNPACK: &str = r#"
 set -eu
 tar --extract --file "$1" --directory "$2" --same-permissions --same-owner --numeric-owner \
     --xattrs --xattrs-include='*'
-mkdir -p "$2/dev"
+[ -e "$2/dev" ] || [ -L "$2/dev" ] || mkdir "$2/dev"
 "#;
 
 /// Unpacks into an empty directory, with all owners.
@@ -25,7 +25,7 @@ pub(crate) fn unpack(tar: &Path, directory: &Path) -> Result<(), BuildError> {
     tool::path("tar")?;
     fs::create_dir(directory).map_err(BuildError::file("make", directory))?;
     let mut command = as_root("sh");
-    command.args(["-c", UNPACK, "sh"]).arg(tar).arg(directory).env("PATH", tool::search_path());
+    command.args(["-c", UNPACK, "sh"]).arg(tar).arg(directory);
     tool::output(&mut command)?;
     Ok(())
 }
@@ -59,12 +59,15 @@ pub(crate) fn remove_tree(path: &Path) -> Result<(), BuildError> {
 }
 
 /// Owners of files can be set by root, and by a user in a namespace that maps a range of ids to it: always the
-/// same ids, so that one command sees the owners that another has set.
+/// same ids, so that one command sees the owners that another has set. It has none of this process's environment.
 pub(crate) fn as_root(program: impl AsRef<OsStr>) -> Command {
-    if rustix::process::geteuid().is_root() {
-        return Command::new(program);
-    }
-    let mut command = Command::new("unshare");
-    command.args(["--map-root-user", "--map-auto", "--"]).arg(program);
+    let mut command = if rustix::process::geteuid().is_root() {
+        Command::new(program)
+    } else {
+        let mut unshare = Command::new("unshare");
+        unshare.args(["--map-root-user", "--map-auto", "--"]).arg(program);
+        unshare
+    };
+    tool::with_own_environment(&mut command);
     command
 }

@@ -31,6 +31,11 @@ pub enum BuildError {
     Base { name: String, reason: String },
     #[error("Could not {step}{}", key.as_ref().map_or(String::new(), |key| format!(" ({key})")))]
     Step { step: String, key: Option<String>, source: ToolError },
+    #[error(
+        "The environment of template {name} is too large: at most {variables_max} variables, and {bytes_max} bytes in \
+         /etc/environment, with what its base brings"
+    )]
+    Environment { name: String, variables_max: usize, bytes_max: u64 },
     #[error("The root of template {name} lacks {what}, which every sandbox needs: {remedy}")]
     Lacking { name: String, what: String, remedy: String },
 }

@@ -30,11 +30,18 @@ const INDEX_VARIABLES: [&str; 7] = [
     "PIP_INDEX_URL",
     "PIP_EXTRA_INDEX_URL",
     "PIP_TRUSTED_HOST",
-    "PIP_FIND_LINKS",
-    "PIP_NO_INDEX",
+    FIND_LINKS,
+    NO_INDEX,
     "PIP_DEFAULT_TIMEOUT",
     "NPM_CONFIG_REGISTRY",
 ];
+
+/// Words between any blanks, also on several lines.
+const LISTS: [&str; 3] = ["PIP_EXTRA_INDEX_URL", "PIP_TRUSTED_HOST", FIND_LINKS];
+
+const NO_INDEX: &str = "PIP_NO_INDEX";
+/// Where else packages come from, without which `NO_INDEX` lets pip install nothing.
+const FIND_LINKS: &str = "PIP_FIND_LINKS";
 
 const PIP_CONFIG_VARIABLE: &str = "PIP_CONFIG_FILE";
 
@@ -60,7 +67,15 @@ impl MachineSettings {
         let file = |name: &str| filled(name).map(PathBuf::from).filter(|path| is_file(path));
         let either_case = |name: &str| filled(name).or_else(|| filled(&other_case(name)));
         let names = PROXY_VARIABLES.iter().chain(&INDEX_VARIABLES);
-        let value = |name: &&str| Some(((*name).to_owned(), either_case(name)?.into_string().ok()?));
+        let value = |name: &&str| {
+            let value = either_case(name)?.into_string().ok()?;
+            let value = match LISTS.contains(name) {
+                true => value.split_whitespace().collect::<Vec<&str>>().join(" "),
+                // Such as a line's end behind it.
+                false => value.trim().to_owned(),
+            };
+            (!value.is_empty() && !value.contains(char::is_control)).then(|| ((*name).to_owned(), value))
+        };
         let home = filled("HOME").map(PathBuf::from);
         let pip_config = file(PIP_CONFIG_VARIABLE).or_else(|| {
             let of_user = home
@@ -76,14 +91,17 @@ impl MachineSettings {
         }
     }
 
-    /// The variables that guests may have: without those that hold a password or name a place of this machine.
-    /// Second, the names of those that are left out.
+    /// The variables that guests may have: without those that hold a password or name a place of this machine, and
+    /// what is of no use without them. Second, the names of those that are left out.
     pub fn for_guests(&self) -> (BTreeMap<String, String>, Vec<String>) {
-        let (shared, kept): (BTreeMap<_, _>, BTreeMap<_, _>) = self
+        let (mut shared, mut kept): (BTreeMap<_, _>, BTreeMap<_, _>) = self
             .variables
             .clone()
             .into_iter()
             .partition(|(name, value)| value.split_whitespace().all(|word| is_for_all(name, word)));
+        if !shared.contains_key(FIND_LINKS) {
+            kept.extend(shared.remove_entry(NO_INDEX));
+        }
         (shared, kept.into_keys().collect())
     }
 }
@@ -151,6 +169,34 @@ mod tests {
         let found = settings(&[("HTTPS_PROXY", "http://p.example:3128"), ("npm_config_registry", "x")], &[]);
         assert_eq!(found.variables["https_proxy"], "http://p.example:3128");
         assert_eq!(found.variables["NPM_CONFIG_REGISTRY"], "x");
+    }
+
+    #[test]
+    fn a_list_on_several_lines_becomes_one_line() {
+        let found = settings(
+            &[
+                ("PIP_EXTRA_INDEX_URL", "\n  https://one.example/\n  https://two.example/\n"),
+                ("PIP_INDEX_URL", "https://index.example/simple\n"),
+                ("NPM_CONFIG_REGISTRY", "https://a.example\nhttps://b.example"),
+                ("PIP_FIND_LINKS", " \n"),
+            ],
+            &[],
+        );
+        let variables: Vec<_> = found.variables.iter().map(|(name, value)| (&name[..], &value[..])).collect();
+        let expected = [
+            ("PIP_EXTRA_INDEX_URL", "https://one.example/ https://two.example/"),
+            ("PIP_INDEX_URL", "https://index.example/simple"),
+        ];
+        assert_eq!(variables, expected);
+    }
+
+    #[test]
+    fn pip_in_a_guest_is_not_told_to_use_no_index_where_it_has_nothing_else() {
+        let of =
+            |links: &str| settings(&[("PIP_NO_INDEX", "1"), ("PIP_FIND_LINKS", links)], &[]).for_guests();
+        assert_eq!(of("/opt/wheels"), (BTreeMap::new(), vec![FIND_LINKS.to_owned(), NO_INDEX.to_owned()]));
+        assert_eq!(of("").1, [NO_INDEX]);
+        assert_eq!(of("https://wheels.example/").0.into_keys().collect::<Vec<_>>(), [FIND_LINKS, NO_INDEX]);
     }
 
     #[test]

@@ -59,7 +59,13 @@ pub enum ToolError {
     Spawn { program: String, source: io::Error },
     #[error("{program} failed ({status}): {complaint}")]
     Failed { program: String, status: String, complaint: String },
+    #[error("Cannot lay on {what} for the programs of the image")]
+    LayOn { what: String, source: io::Error },
 }
+
+/// In both cases of their letters.
+const NETWORK_VARIABLES: [&str; 6] =
+    ["http_proxy", "https_proxy", "ftp_proxy", "all_proxy", "no_proxy", "apt_config"];
 
 /// How much of a failed program's complaint is worth repeating.
 const COMPLAINT_LINES: usize = 12;
@@ -88,8 +94,22 @@ pub(crate) fn path(program: &str) -> Result<PathBuf, ToolError> {
 /// A command for one of the tools.
 pub(crate) fn command(program: &str) -> Result<Command, ToolError> {
     let mut command = Command::new(path(program)?);
-    command.stdin(Stdio::null());
+    with_own_environment(&mut command).stdin(Stdio::null());
     Ok(command)
+}
+
+/// What a program of this machine has of the environment while images are built: where programs and temporary
+/// files are, and nothing that an image says.
+pub(crate) fn with_own_environment(command: &mut Command) -> &mut Command {
+    let kept = ["HOME", "TMPDIR"].into_iter().filter_map(|name| Some((name, env::var_os(name)?)));
+    command.env_clear().envs(kept).env("PATH", search_path()).env("LANG", "C.UTF-8")
+}
+
+/// Lets it reach the network as programs of this machine do.
+pub(crate) fn with_network(command: &mut Command) -> &mut Command {
+    let names = NETWORK_VARIABLES.iter().flat_map(|name| [(*name).to_owned(), name.to_ascii_uppercase()]);
+    command
+        .envs(names.filter_map(|name| Some((env::var_os(&name)?, name))).map(|(value, name)| (name, value)))
 }
 
 /// Runs to the end and keeps what was written to standard output.

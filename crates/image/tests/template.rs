@@ -10,7 +10,7 @@ use podflare_image::error::BuildError;
 use podflare_image::machine_settings::MachineSettings;
 use podflare_image::template::build::{Builder, Built};
 use podflare_image::template::declaration::Declaration;
-use podflare_image::template::store::Store;
+use podflare_image::template::store::{Store, Taken};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -61,8 +61,13 @@ impl Workshop {
     fn build(&self, declaration: &str) -> Result<Built, BuildError> {
         let path = self.path("declaration.toml");
         fs::write(&path, declaration).unwrap();
-        let builder =
-            Builder { cache: &self.cache, store: &self.store, settings: &self.settings, progress: &|_| {} };
+        let builder = Builder {
+            cache: &self.cache,
+            store: &self.store,
+            settings: &self.settings,
+            progress: &|_| {},
+            taken: &|_| Taken::Nothing,
+        };
         builder.build(&Declaration::read(&path)?)
     }
 

@@ -1,5 +1,6 @@
 //! `podflare doctor`: what this machine has, what it lacks, and how to get that.
 
+use crate::args::Doctor;
 use crate::output::Output;
 use crate::start::PROGRAMS;
 use podflare_emulated_host::machine::{Machine, Memory};
@@ -27,7 +28,7 @@ struct Finding {
     remedy: Option<String>,
 }
 
-pub(crate) fn run(places: &Places, output: &Output) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(args: &Doctor, places: &Places, output: &Output) -> anyhow::Result<ExitCode> {
     output.step("trying this machine's KVM");
     let probe = Probe::run(&places.program("podflare-vmm"));
     let findings = [
@@ -35,7 +36,7 @@ pub(crate) fn run(places: &Places, output: &Output) -> anyhow::Result<ExitCode> 
         kvm(&probe),
         memory(&probe),
         disk(places),
-        network(&probe),
+        network(args, &probe),
         tools(&probe),
         programs(places),
         image(places)?,
@@ -92,7 +93,10 @@ fn disk(places: &Places) -> Finding {
 }
 
 /// Sandboxes work without, but reach nothing.
-fn network(probe: &Probe) -> Finding {
+fn network(args: &Doctor, probe: &Probe) -> Finding {
+    if args.no_network {
+        return found("network", "of sandboxes: none, as PODFLARE_NO_NETWORK says".into());
+    }
     if !probe.usable {
         return found("network", "of sandboxes: made in the emulated host, which has what it takes".into());
     }
@@ -147,4 +151,16 @@ fn image(places: &Places) -> anyhow::Result<Finding> {
     let detail =
         if built { "built" } else { "not built for these programs; `podflare up` does it, in minutes" };
     Ok(found("image", detail.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_without_a_network_needs_nothing_for_one() {
+        let probe = Probe { usable: true, reason: "a test".into() };
+        let finding = network(&Doctor { no_network: true }, &probe);
+        assert!(finding.remedy.is_none() && finding.detail.contains("PODFLARE_NO_NETWORK"));
+    }
 }

@@ -5,14 +5,14 @@ use crate::args::{TemplateBuild, TemplateRm};
 use crate::output::Output;
 use crate::table::{age, table};
 use anyhow::bail;
-use podflare_api::template::{DEFAULT, TemplateManifest, is_name};
+use podflare_api::template::{DEFAULT, TemplateManifest};
 use podflare_emulated_host::places::Places;
 use podflare_image::cache::Cache;
 use podflare_image::machine_settings::MachineSettings;
 use podflare_image::template::build::{Builder, Built};
 use podflare_image::template::declaration::Declaration;
 use podflare_image::template::recipe::shipped;
-use podflare_image::template::store::Store;
+use podflare_image::template::store::{Store, Taken};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -24,7 +24,13 @@ pub(crate) fn build(args: &TemplateBuild, places: &Places, output: &Output) -> a
     let (cache, store) = (Cache::open(&places.images())?, Store::open(&places.home)?);
     let settings = MachineSettings::of_this_machine();
     let progress = |text: &str| output.step(text);
-    let builder = Builder { cache: &cache, store: &store, settings: &settings, progress: &progress };
+    let taken = |name: &str| match Client::of_running(&args.host, places) {
+        Ok(None) => Taken::Nothing,
+        Ok(Some(host)) => host.taken_build(name).unwrap_or(Taken::Unknown),
+        Err(_) => Taken::Unknown,
+    };
+    let builder =
+        Builder { cache: &cache, store: &store, settings: &settings, progress: &progress, taken: &taken };
     let manifest = match builder.build(&declaration)? {
         Built::New(manifest) => manifest,
         Built::Unchanged(manifest) => {
@@ -44,7 +50,11 @@ pub(crate) fn build(args: &TemplateBuild, places: &Places, output: &Output) -> a
 }
 
 pub(crate) fn ls(places: &Places, output: &Output) -> anyhow::Result<ExitCode> {
-    let built = Store::open(&places.home)?.list()?;
+    let listing = Store::open(&places.home)?.list()?;
+    for error in listing.damaged {
+        output.note(&format!("Left out: {:#}", anyhow::Error::from(error)));
+    }
+    let built = listing.templates;
     let now_ms = SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis();
     let mut rows = vec![COLUMNS.map(str::to_owned)];
     rows.extend(built.iter().map(|manifest| row(manifest, now_ms)));
@@ -67,7 +77,7 @@ pub(crate) fn rm(args: &TemplateRm, places: &Places, output: &Output) -> anyhow:
         bail!("The template {DEFAULT} is always there and cannot be removed");
     }
     let store = Store::open(&places.home)?;
-    if !is_name(name) || store.find(name)?.is_none() {
+    if !store.has(name) {
         bail!("There is no template {name}; `podflare template ls` lists them");
     }
     // The host first: it must not find the folder again.

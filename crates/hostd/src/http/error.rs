@@ -207,7 +207,7 @@ impl From<TakeTemplateError> for ApiError {
                 source: FolderError::NoSuchFolder { .. } | FolderError::Name { .. },
                 ..
             } => StatusCode::NOT_FOUND,
-            TakeTemplateError::Folder { .. } => StatusCode::CONFLICT,
+            TakeTemplateError::Folder { .. } | TakeTemplateError::Removed { .. } => StatusCode::CONFLICT,
             TakeTemplateError::Use(error) => status_of_use(error),
             TakeTemplateError::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
             TakeTemplateError::Boot { .. } => StatusCode::INTERNAL_SERVER_ERROR,
@@ -219,7 +219,7 @@ impl From<TakeTemplateError> for ApiError {
 impl From<RemoveError> for ApiError {
     fn from(error: RemoveError) -> ApiError {
         let status = match &error {
-            RemoveError::Default | RemoveError::BeingTaken { .. } => StatusCode::CONFLICT,
+            RemoveError::Default => StatusCode::CONFLICT,
             RemoveError::Unknown(error) => status_of_use(error),
         };
         ApiError::new(status, &error)

@@ -13,6 +13,7 @@ use podflare_wire::guest::{AGENT_PORT, Event, ExecContext, ExecId, Language, Net
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::SemaphorePermit;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 const GIB: u64 = 1 << 30;
@@ -90,18 +91,19 @@ pub enum SettleError {
     Trial,
 }
 
-/// Boots a template in one size; takes seconds.
+/// Boots a template in one size; takes seconds, and then as long as its own code does, which needs no `turn`.
 pub(crate) async fn boot(
     vmm: &dyn Vmm,
     settings: &Settings,
     network: Option<NetworkIdentity>,
     definition: &Definition,
     shape: Arc<Shape>,
+    turn: Option<SemaphorePermit<'_>>,
 ) -> Result<Template, BootError> {
     let identity = GuestIdentity { hostname: HOSTNAME.to_owned(), network };
     let (machine, booted) = vmm.boot(&boot_spec(definition, &shape, settings)).map_err(BootError::Start)?;
     let settling = Settling { machine: &*machine, identity: &identity, definition, settings };
-    match settling.settle_in_time(booted).await {
+    match settling.settle_in_time(booted, turn).await {
         Ok(()) => {
             // Copies work without; they only take longer.
             let hot_pages = learn_hot_pages(&*machine, &identity).await.unwrap_or_else(|error| {
@@ -141,14 +143,18 @@ struct Settling<'a> {
 }
 
 impl Settling<'_> {
-    async fn settle_in_time(&self, booted: Pending<()>) -> Result<(), BootError> {
+    async fn settle_in_time(
+        &self,
+        booted: Pending<()>,
+        turn: Option<SemaphorePermit<'_>>,
+    ) -> Result<(), BootError> {
         let Settling { machine, definition, settings, .. } = *self;
         // The ready check has a time limit of its own.
         let for_ready = definition.ready.as_ref().map_or(Duration::ZERO, |ready| ready.timeout);
         let boot_timeout = settings.boot_timeout + for_ready;
         let mut last = "its VMM has not answered".to_owned();
         let outcome = tokio::select! {
-            settled = timeout(boot_timeout, self.settle(booted, &mut last)) => settled,
+            settled = timeout(boot_timeout, self.settle(booted, turn, &mut last)) => settled,
             ending = machine.ended() => return Err(ended(&ending)),
         };
         match outcome {
@@ -164,7 +170,12 @@ impl Settling<'_> {
 
     /// Waits for the agent, runs something in each language so that no copy is the first to, then the template's own
     /// code, and freezes. `last` says how far it has come.
-    async fn settle(&self, booted: Pending<()>, last: &mut String) -> Result<(), SettleError> {
+    async fn settle(
+        &self,
+        booted: Pending<()>,
+        turn: Option<SemaphorePermit<'_>>,
+        last: &mut String,
+    ) -> Result<(), SettleError> {
         booted.await?;
         let mut agent = loop {
             let stream = self.machine.connect(AGENT_PORT)?;
@@ -185,6 +196,7 @@ impl Settling<'_> {
         }
         "its bash has not answered".clone_into(last);
         must_succeed(&mut agent, Language::Bash, "true").await?;
+        drop(turn);
         "its start-up code has not ended".clone_into(last);
         self.start_up(&mut agent).await?;
         "its ready check has not succeeded".clone_into(last);

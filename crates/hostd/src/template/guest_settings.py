@@ -43,12 +43,21 @@ def trust(certificates):
     return present[0]
 
 
+def quoted(value):
+    # The agent takes one pair of quotes away, and blanks around a line.
+    changes = value != value.strip() or value[:1] in ("'", '"') or value[-1:] in ("'", '"')
+    return f'"{value}"' if changes else value
+
+
 if certificates:
     bundle = trust(certificates)
     variables = {**dict.fromkeys(BUNDLE_VARIABLES, bundle), **variables}
 for name in [name for name in variables if name.endswith("_proxy")]:
     # Programs differ in which they read.
     variables.setdefault(name.upper(), variables[name])
-with open(ENVIRONMENT, "a", encoding="utf-8") as file:
-    file.writelines(f"{name}={value}\n" for name, value in sorted(variables.items()))
+with open(ENVIRONMENT, "a+", encoding="utf-8", errors="replace") as file:
+    file.seek(0)
+    text = file.read()
+    file.write("\n" * (text != "" and not text.endswith("\n")))
+    file.writelines(f"{name}={quoted(value)}\n" for name, value in sorted(variables.items()))
 os.environ.update(variables)

@@ -9,10 +9,14 @@ use std::path::{Path, PathBuf};
 const SCRIPT: &str = include_str!("guest_settings.py");
 
 const CA_BUNDLE_BYTES_MAX: u64 = 4 << 20;
+/// What a line has besides name and value: `=`, quotes, and its end.
+const LINE_LEN: usize = 4;
 const BEGIN: &str = "-----BEGIN CERTIFICATE-----";
 const END: &str = "-----END CERTIFICATE-----";
 const VARIABLES_MAX: usize = 100;
 const VARIABLE_LEN_MAX: usize = 4096;
+/// Of all lines as they come to stand in a guest's file, of which the agent reads 64 KiB: a template may fill the rest.
+const VARIABLES_BYTES_MAX: usize = 12 * 1024;
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct GuestSettings {
@@ -31,7 +35,7 @@ pub enum GuestSettingsError {
     NoCertificate { path: PathBuf },
     #[error("{variable:?} is no NAME=VALUE of one line and at most {VARIABLE_LEN_MAX} bytes")]
     Variable { variable: String },
-    #[error("Guests can be given at most {VARIABLES_MAX} variables")]
+    #[error("Guests can be given at most {VARIABLES_MAX} variables, of {VARIABLES_BYTES_MAX} bytes in all")]
     TooManyVariables,
 }
 
@@ -41,7 +45,10 @@ impl GuestSettings {
         let certificates = ca_bundle.map(read_certificates).transpose()?.unwrap_or_default();
         let given = variables.iter().filter(|line| !line.trim().is_empty());
         let variables: BTreeMap<_, _> = given.map(|line| variable(line)).collect::<Result<_, _>>()?;
-        if variables.len() > VARIABLES_MAX {
+        // A proxy is told twice, in both cases of its name.
+        let count = |name: &str| if name.ends_with("_proxy") { 2 } else { 1 };
+        let lines = variables.iter().map(|(name, value)| count(name) * (name.len() + value.len() + LINE_LEN));
+        if variables.len() > VARIABLES_MAX || lines.sum::<usize>() > VARIABLES_BYTES_MAX {
             return Err(GuestSettingsError::TooManyVariables);
         }
         Ok(GuestSettings { certificates, variables })
@@ -122,6 +129,10 @@ mod tests {
         for line in ["NAME", "=x", "1A=x", "A-B=x", "A=x\ny"] {
             assert!(matches!(settings(PEM, &[line]), Err(GuestSettingsError::Variable { .. })), "{line}");
         }
+        let long: Vec<String> = (0..4).map(|number| format!("A{number}={}", "x".repeat(4000))).collect();
+        let refused = GuestSettings::read(None, &long);
+        assert!(matches!(refused, Err(GuestSettingsError::TooManyVariables)), "{refused:?}");
+        GuestSettings::read(None, &long[..3]).unwrap();
         let gone = GuestSettings::read(Some(Path::new("/no/such/bundle")), &[]);
         assert!(matches!(gone, Err(GuestSettingsError::Read { .. })));
     }
@@ -135,7 +146,9 @@ mod tests {
         std::fs::create_dir_all(&certs).unwrap();
         let trusted = certs.join("ca-certificates.crt");
         std::fs::write(&trusted, own).unwrap();
-        let code = settings(&format!("{PEM}{own}\n"), &["http_proxy=http://p.example", "WORD=it's \"x\""]);
+        // Without its last line's end.
+        std::fs::write(home.path().join("etc/environment"), "OWN=1").unwrap();
+        let code = settings(&format!("{PEM}{own}\n"), &["http_proxy=http://p.example", "WORD=\"x\""]);
         let code = code.unwrap().code().unwrap();
         let root = home.path().display().to_string();
         let code = code.replace("\\\"/etc/", &format!("\\\"{root}/etc/"));
@@ -147,14 +160,17 @@ mod tests {
                 String::from_utf8_lossy(&output.stdout).as_ref(),
                 String::from_utf8_lossy(&output.stderr).as_ref()
             ),
-            ("it's \"x\" http://p.example False\n", "")
+            ("\"x\" http://p.example False\n", "")
         );
         let added = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
         assert_eq!(std::fs::read_to_string(&trusted).unwrap(), format!("{own}\n{added}"));
         let kept = home.path().join("usr/local/share/ca-certificates/host-0.crt");
         assert_eq!(std::fs::read_to_string(kept).unwrap(), added);
         let environment = std::fs::read_to_string(home.path().join("etc/environment")).unwrap();
-        let names: Vec<&str> = environment.lines().filter_map(|line| Some(line.split_once('=')?.0)).collect();
+        // The agent takes one pair of quotes away.
+        assert!(environment.contains("\nWORD=\"\"x\"\"\n") && environment.starts_with("OWN=1\nHTTP_PROXY="));
+        let names: Vec<&str> =
+            environment.lines().skip(1).filter_map(|line| Some(line.split_once('=')?.0)).collect();
         assert_eq!(
             names,
             [

@@ -9,6 +9,7 @@ use crate::template::Template;
 use crate::vmm::Ending;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::SemaphorePermit;
 use tokio::time::{Instant, sleep};
 
 /// The pause before the default variant is booted again after a failure.
@@ -17,7 +18,7 @@ const REBOOT_PAUSE: Duration = Duration::from_secs(5);
 /// Boots the default variant and, if it is ever lost, boots it again. Returns if the first boot fails.
 pub(crate) async fn keep_always(app: &Arc<App>) -> BootError {
     let variant = app.templates.default();
-    let mut template = match boot(app, variant).await {
+    let mut template = match boot(app, variant, None).await {
         Ok(template) => template,
         Err(error) => return error,
     };
@@ -26,7 +27,7 @@ pub(crate) async fn keep_always(app: &Arc<App>) -> BootError {
         tracing::error!(%ending, "The template's machine ended; it is booted again");
         variant.set(Availability::Not("starting: the template boots again".into()));
         template = loop {
-            match boot(app, variant).await {
+            match boot(app, variant, None).await {
                 Ok(template) => break template,
                 Err(error) => tracing::error!(error = %chain(&error), "Could not boot the template again"),
             }
@@ -54,9 +55,7 @@ async fn keep_once(app: &Arc<App>, variant: &Arc<Variant>) -> Option<BootError> 
     let (template, size) = (variant.shape.template.as_str(), variant.size());
     // The semaphore is never closed.
     let turn = app.templates.boots.acquire().await.ok();
-    let booted = boot(app, variant).await;
-    drop(turn);
-    match booted {
+    match boot(app, variant, turn).await {
         Ok(booted) => {
             let ending = keep_until_lost(variant, booted).await;
             tracing::warn!(template, ?size, %ending, "A template's machine ended; the next create boots it again");
@@ -96,9 +95,13 @@ async fn keep_until_lost(variant: &Variant, mut template: Arc<Template>) -> Arc<
     template.machine.ended().await
 }
 
-async fn boot(app: &Arc<App>, variant: &Variant) -> Result<Arc<Template>, BootError> {
+async fn boot(
+    app: &Arc<App>,
+    variant: &Variant,
+    turn: Option<SemaphorePermit<'_>>,
+) -> Result<Arc<Template>, BootError> {
     let begun = Instant::now();
-    let template = Arc::new(app.boot_template(variant).await?);
+    let template = Arc::new(app.boot_template(variant, turn).await?);
     variant.set(Availability::Ready(template.clone()));
     let took_ms = begun.elapsed().as_millis();
     tracing::info!(template = variant.shape.template, size = ?variant.size(), took_ms, "The template is ready");

@@ -24,7 +24,7 @@ pub struct Shelf {
     inner: Mutex<Inner>,
     /// Wakes who keeps the pools.
     wake: Arc<Notify>,
-    /// One variant boots at a time, beside the default one.
+    /// One variant boots at a time, beside the default one, until its own code runs: that may wait for long.
     pub(super) boots: Semaphore,
     /// One template is taken at a time.
     pub(super) takes: Arc<tokio::sync::Mutex<()>>,
@@ -36,8 +36,8 @@ struct Inner {
     definitions: BTreeMap<String, Arc<Definition>>,
     /// All but the default one; at most as many as the host may keep.
     variants: Vec<Arc<Variant>>,
-    /// The template that is being taken.
-    taking: Option<String>,
+    /// What is being taken, unless it was removed meanwhile.
+    taking: Option<Arc<Variant>>,
     closed: bool,
 }
 
@@ -60,8 +60,6 @@ pub enum UseError {
 pub enum RemoveError {
     #[error("the template \"{DEFAULT}\" is always there and cannot be removed")]
     Default,
-    #[error("the template {name:?} is being taken; remove it when that is over")]
-    BeingTaken { name: String },
     #[error(transparent)]
     Unknown(#[from] UseError),
 }
@@ -130,22 +128,25 @@ impl Shelf {
         let same = inner.definitions.get(&definition.name).filter(|former| ***former == definition);
         let definition = same.cloned().unwrap_or_else(|| Arc::new(definition));
         let variant = self.use_variant(&mut inner, app, &definition, definition.size)?;
-        inner.taking = Some(definition.name.clone());
+        inner.taking = Some(variant.clone());
         Ok(Taking { shelf: self, variant })
     }
 
-    /// Its sandboxes go on.
+    /// Its sandboxes go on. A boot of it ends, also if it was only being taken.
     pub fn remove(&self, name: &str) -> Result<(), RemoveError> {
         let mut inner = self.lock();
         if name == DEFAULT {
             return Err(RemoveError::Default);
         }
-        if inner.taking.as_deref() == Some(name) {
-            return Err(RemoveError::BeingTaken { name: name.to_owned() });
+        let taking = inner.taking.take_if(|variant| variant.definition.name == name);
+        if let Some(variant) = &taking {
+            inner.let_go_of(&variant.definition);
         }
-        let definition = inner.find(name, &self.default.definition)?;
-        inner.definitions.remove(name);
-        inner.let_go_of(&definition);
+        match inner.definitions.remove(name) {
+            Some(definition) => inner.let_go_of(&definition),
+            None if taking.is_some() => {}
+            None => drop(inner.find(name, &self.default.definition)?),
+        }
         Ok(())
     }
 
@@ -168,11 +169,12 @@ impl Shelf {
 
     /// Nothing boots any more, and what there is ends.
     pub fn close(&self) {
-        let variants = self.variants();
         let mut inner = self.lock();
         inner.closed = true;
-        inner.variants.clear();
+        // In the same breath: what was put on the shelf in between would go on unseen.
+        let others = std::mem::take(&mut inner.variants);
         drop(inner);
+        let variants = std::iter::once(self.default.clone()).chain(others);
         let template = self.default.set(Availability::Not("shutting down".into()));
         for variant in variants {
             variant.let_go();
@@ -259,14 +261,22 @@ pub(super) struct Taking<'a> {
 }
 
 impl Taking<'_> {
-    /// From now on sandboxes are made of it, and the former build of its name goes.
-    pub(super) fn finish(&self) {
+    /// From now on sandboxes are made of it, and the former build of its name goes. False if it was removed meanwhile.
+    pub(super) fn finish(&self) -> bool {
         let mut inner = self.shelf.lock();
+        if inner.taking.is_none() {
+            return false;
+        }
         let definition = &self.variant.definition;
         let former = inner.definitions.insert(definition.name.clone(), definition.clone());
         if let Some(former) = former.filter(|former| !Arc::ptr_eq(former, definition)) {
             inner.let_go_of(&former);
         }
+        true
+    }
+
+    pub(super) fn was_removed(&self) -> bool {
+        self.shelf.lock().taking.is_none()
     }
 }
 

@@ -26,6 +26,8 @@ pub enum TakeError {
     Use(#[from] UseError),
     #[error("the template {name:?} did not boot")]
     Boot { name: String, source: Arc<super::boot::BootError> },
+    #[error("the template {name:?} was removed while it was taken")]
+    Removed { name: String },
     #[error("the host is shutting down")]
     ShuttingDown,
 }
@@ -58,9 +60,12 @@ async fn take_in_turn(app: Arc<App>, definition: Definition, progress: mpsc::Sen
         let taking = app.templates.begin_take(&app, definition)?;
         tell(&progress, TakeState::Booting, None);
         match taking.variant.booted().await {
-            Availability::Ready(_) => taking.finish(),
+            Availability::Ready(_) if taking.finish() => {}
+            _ if taking.was_removed() => return Err(TakeError::Removed { name: name.clone() }),
             Availability::Gone(Some(source)) => return Err(TakeError::Boot { name: name.clone(), source }),
-            Availability::Gone(None) | Availability::Not(_) => return Err(TakeError::ShuttingDown),
+            Availability::Gone(None) | Availability::Not(_) | Availability::Ready(_) => {
+                return Err(TakeError::ShuttingDown);
+            }
         }
         drop(taking);
         drop(turn);

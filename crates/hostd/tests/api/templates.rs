@@ -384,16 +384,50 @@ async fn a_template_is_taken_to_the_end_though_nobody_reads_how_it_goes() {
     let response = tower::ServiceExt::oneshot(host.router(), request).await.unwrap();
     drop(response);
     let waiting = host.take("other");
-    let (waiting, refused) = tokio::join!(waiting, async {
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        host.delete_at("/v1/templates/ours").await
-    });
-    assert_eq!(refused.status, StatusCode::CONFLICT);
-    assert!(refused.error().contains("being taken"), "{}", refused.body);
+    let waiting = waiting.await;
     let states: Vec<_> = progress(&waiting).iter().map(|line| line["state"].clone()).collect();
     assert_eq!(states, ["waiting", "booting", "ready"]);
     assert!(waiting.body.starts_with("{\"state\":\"waiting\"}\n\n"), "with heartbeats: {}", waiting.body);
     assert_eq!(host.template("ours").await["state"], "ready");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_template_that_is_removed_while_it_is_taken_is_not_there_afterwards() {
+    let folder = Folder::new();
+    folder.put("ours", 1, &json!({}));
+    let host = folder.host(&["--pool-size", "0"]).await;
+    folder.put("new", 1, &json!({"startup": {"python": "sleep 1000000000"}}));
+    folder.put("ours", 2, &json!({"ready": {"bash": "attempt 1000000", "timeout_ms": 600_000}}));
+    let before = host.vmm.alive();
+    for name in ["new", "ours"] {
+        let (taken, removed) = tokio::join!(host.take(name), async {
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            host.delete_at(&format!("/v1/templates/{name}")).await
+        });
+        assert_eq!(removed.status, StatusCode::NO_CONTENT, "{name}: {}", removed.body);
+        let last = progress(&taken).pop().unwrap();
+        assert_eq!(last["state"], "failed");
+        assert!(last["error"].as_str().unwrap().contains("was removed"), "{last}");
+        assert_eq!(host.get(&format!("/v1/templates/{name}")).await.status, StatusCode::NOT_FOUND);
+        host.machines_are(before).await;
+    }
+    assert_eq!(progress(&host.take("ours").await).len(), 2, "another one can be taken");
+}
+
+#[tokio::test(start_paused = true)]
+async fn code_of_a_template_that_waits_for_something_holds_no_other_boot_up() {
+    let folder = Folder::new();
+    folder.put("slow", 1, &json!({"ready": {"bash": "attempt 1000000", "timeout_ms": 600_000}}));
+    folder.put("quick", 1, &json!({}));
+    let host = folder.host(&[]).await;
+    let begun = tokio::time::Instant::now();
+    let (slow, quick) = tokio::join!(host.create_as(json!({"template": "slow"})), async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        host.create_as(json!({"template": "quick"})).await
+    });
+    assert_eq!(slow.status, StatusCode::SERVICE_UNAVAILABLE, "{}", slow.body);
+    assert_eq!(quick.json()["template"], "quick");
+    assert!(begun.elapsed() < Duration::from_secs(60));
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 
 use super::OciError;
 use super::blob::{copy_bounded, decompressed};
+use super::budget::Budget;
 use super::layer::{self, Entry, Kind, plain_path};
 use std::collections::HashMap;
 use std::fs::File;
@@ -10,7 +11,6 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-const FILES_MAX: usize = 100_000;
 /// Manifests and configurations.
 const DOCUMENT_BYTES_MAX: u64 = 4 << 20;
 /// A link in an archive of an older `docker save` leads to a layer, not to another link.
@@ -30,20 +30,26 @@ enum Member {
 
 impl Archive {
     /// One that is compressed as a whole is unpacked first, into `scratch`.
-    pub(crate) fn open(path: &Path, scratch: &Path, bytes_max: u64) -> Result<Archive, OciError> {
+    pub(crate) fn open(
+        path: &Path,
+        scratch: &Path,
+        bytes_max: u64,
+        budget: &mut Budget,
+    ) -> Result<Archive, OciError> {
         let packed = File::open(path).map_err(OciError::Read)?;
         let file = unpacked(&packed, scratch, bytes_max)?.unwrap_or(packed);
         let mut members = HashMap::new();
-        layer::each(&file, "archive", &mut |Entry { path, kind, .. }| {
+        layer::each(&file, "archive", budget, &mut |Entry { path, kind, .. }, budget| {
             let member = match kind {
                 Kind::File { offset, size } => Member::File { offset, size },
-                Kind::Symlink(target) => Member::Link(target),
+                Kind::Symlink(target) => {
+                    budget.bytes(target.len())?;
+                    Member::Link(target)
+                }
                 _ => return Ok(()),
             };
-            if members.len() >= FILES_MAX {
-                return Err(OciError::TooMuch { what: "files", max: FILES_MAX as u64 });
-            }
             let name = plain_path(&path)?.join(&b'/');
+            budget.name(&name)?;
             // Which of them counts would depend on who reads it.
             if members.insert(name.clone(), member).is_some() {
                 let name = String::from_utf8_lossy(&name).into_owned();

@@ -4,16 +4,19 @@
 //! attributes, is read here.
 
 use super::OciError;
+use super::budget::Budget;
 use super::tree::Meta;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use tar::{EntryType, Header};
 
 const BLOCK_BYTES: u64 = 512;
-/// A long name, or the extended header of one entry.
+/// All that stands before one entry and is about it: long names, extended headers.
 const EXTENSION_BYTES_MAX: u64 = 1 << 20;
 pub(crate) const PATH_LEN_MAX: usize = 4096;
 const NAME_LEN_MAX: usize = 255;
+/// Of an attribute's value, as the kernel takes it (XATTR_SIZE_MAX). Its name may be as long as a file's.
+const ATTRIBUTE_LEN_MAX: usize = 64 * 1024;
 /// What of the extended attributes means anything to a Linux that did not make them.
 const ATTRIBUTES: [&str; 2] = ["security.capability", "user."];
 
@@ -48,25 +51,29 @@ struct Extension {
     gid: Option<u64>,
     mtime_s: Option<u64>,
     attributes: Vec<(String, Vec<u8>)>,
+    /// Read so far.
+    bytes: u64,
 }
 
-/// Hands over each entry, in order. `what` is for messages.
+/// Hands over each entry, in order, with the budget that its headers are charged to. `what` is for messages.
 pub(crate) fn each(
     file: &File,
     what: &str,
-    take: &mut dyn FnMut(Entry) -> Result<(), OciError>,
+    budget: &mut Budget,
+    take: &mut dyn FnMut(Entry, &mut Budget) -> Result<(), OciError>,
 ) -> Result<(), OciError> {
     let len = file.metadata().map_err(OciError::Read)?.len();
     let mut tar = Tar { file, len, offset: 0, what };
     let mut extension = Extension::default();
     while let Some(header) = tar.header()? {
+        budget.header()?;
         let kind = header.entry_type();
         match kind {
             EntryType::XGlobalHeader => drop(tar.skip(tar.size_of(&header)?)?),
             EntryType::XHeader => tar.read_extended(&header, &mut extension)?,
-            EntryType::GNULongName => extension.path = Some(tar.long_name(&header)?),
-            EntryType::GNULongLink => extension.link = Some(tar.long_name(&header)?),
-            _ => take(tar.entry(&header, std::mem::take(&mut extension))?)?,
+            EntryType::GNULongName => extension.path = Some(tar.long_name(&header, &mut extension)?),
+            EntryType::GNULongLink => extension.link = Some(tar.long_name(&header, &mut extension)?),
+            _ => take(tar.entry(&header, std::mem::take(&mut extension))?, budget)?,
         }
     }
     Ok(())
@@ -156,9 +163,10 @@ impl Tar<'_> {
         Ok(start)
     }
 
-    fn read(&mut self, header: &Header) -> Result<Vec<u8>, OciError> {
+    fn read(&mut self, header: &Header, extension: &mut Extension) -> Result<Vec<u8>, OciError> {
         let size = self.size_of(header)?;
-        if size > EXTENSION_BYTES_MAX {
+        extension.bytes = extension.bytes.saturating_add(size);
+        if extension.bytes > EXTENSION_BYTES_MAX {
             return Err(OciError::TooMuch { what: "bytes in a header", max: EXTENSION_BYTES_MAX });
         }
         let offset = self.skip(size)?;
@@ -167,14 +175,14 @@ impl Tar<'_> {
         Ok(contents)
     }
 
-    fn long_name(&mut self, header: &Header) -> Result<Vec<u8>, OciError> {
-        let mut name = self.read(header)?;
+    fn long_name(&mut self, header: &Header, extension: &mut Extension) -> Result<Vec<u8>, OciError> {
+        let mut name = self.read(header, extension)?;
         name.truncate(name.iter().position(|byte| *byte == 0).unwrap_or(name.len()));
         Ok(name)
     }
 
     fn read_extended(&mut self, header: &Header, extension: &mut Extension) -> Result<(), OciError> {
-        let contents = self.read(header)?;
+        let contents = self.read(header, extension)?;
         for (key, value) in records(&contents).map_err(|reason| self.malformed(reason))? {
             let number = || {
                 let text = std::str::from_utf8(value).ok()?;
@@ -196,6 +204,9 @@ impl Tar<'_> {
                 _ => {
                     let name = key.strip_prefix("SCHILY.xattr.");
                     let kept = name.filter(|name| ATTRIBUTES.iter().any(|kept| name.starts_with(kept)));
+                    if kept.is_some_and(|name| name.len() > NAME_LEN_MAX || value.len() > ATTRIBUTE_LEN_MAX) {
+                        return Err(self.malformed("an extended attribute is too long"));
+                    }
                     extension.attributes.extend(kept.map(|name| (name.to_owned(), value.to_vec())));
                 }
             }

@@ -11,12 +11,14 @@
 
 mod archive;
 mod blob;
+mod budget;
 mod layer;
 mod manifest;
 mod merged;
 mod tree;
 
 use archive::Archive;
+use budget::Budget;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
@@ -60,17 +62,28 @@ pub(crate) fn merge(
     tar: &Path,
     bytes_max: u64,
 ) -> Result<BTreeMap<String, String>, OciError> {
-    let archive = Archive::open(archive, scratch, bytes_max.saturating_mul(UNPACKED_FACTOR))?;
+    merge_within(&mut Budget::default(), archive, scratch, tar, bytes_max)
+}
+
+fn merge_within(
+    budget: &mut Budget,
+    archive: &Path,
+    scratch: &Path,
+    tar: &Path,
+    bytes_max: u64,
+) -> Result<BTreeMap<String, String>, OciError> {
+    let archive = Archive::open(archive, scratch, bytes_max.saturating_mul(UNPACKED_FACTOR), budget)?;
     let image = manifest::read(&archive)?;
     let mut tree = Tree::default();
     let mut layers = Vec::new();
     let mut room = bytes_max.saturating_mul(UNPACKED_FACTOR);
     for (number, layer) in image.layers.iter().enumerate() {
         let unpacked = blob::unpack_layer(&archive, layer, scratch, &mut room)?;
-        tree.apply(&unpacked, number)?;
+        tree.apply(&unpacked, number, budget)?;
         layers.push(unpacked);
     }
-    merged::write(&tree, &layers, File::create_new(tar).map_err(OciError::Write)?, bytes_max)?;
+    let tar = File::create_new(tar).map_err(OciError::Write)?;
+    merged::write(&tree, &layers, tar, bytes_max, budget)?;
     Ok(image.environment)
 }
 

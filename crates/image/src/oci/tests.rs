@@ -327,7 +327,7 @@ fn permissions_owners_and_attributes_stay() {
     let (home, _) = merged(&layout(&[layer(&[extended(&records, tool)])], <[u8]>::to_vec, whole)).unwrap();
     let merged = File::open(home.path().join("merged.tar")).unwrap();
     let mut found = Vec::new();
-    layer::each(&merged, "merged", &mut |entry| {
+    layer::each(&merged, "merged", &mut Budget::default(), &mut |entry, _| {
         found.push(entry);
         Ok(())
     })
@@ -411,10 +411,94 @@ fn a_layer_that_unpacks_to_too_much_is_refused_before_it_fills_the_disk() {
     assert!(error.contains("more bytes than"), "{error}");
 }
 
+/// What is said of layers that use up a small budget, in all forms of an archive that matter.
+fn refusal_within(mut budget: Budget, layers: &[Vec<u8>]) -> String {
+    let home = tempfile::tempdir().unwrap();
+    let path = home.path().join("archive");
+    fs::write(&path, layout(layers, <[u8]>::to_vec, whole)).unwrap();
+    let merged = merge_within(&mut budget, &path, home.path(), &home.path().join("merged.tar"), 16 * MIB);
+    merged.err().map_or_else(|| "nothing".to_owned(), |error| error.to_string())
+}
+
+const PLENTY: u64 = 1_000_000;
+
+#[test]
+fn what_costs_memory_or_time_is_charged_wherever_it_stands() {
+    let value = vec![b'x'; 60_000];
+    let attribute: [(&str, &[u8]); 1] = [("SCHILY.xattr.user.note", &value)];
+    let headers = || Budget::small(100, PLENTY, PLENTY, PLENTY);
+    let names = || Budget::small(PLENTY, 100, PLENTY, PLENTY);
+    let bytes = || Budget::small(PLENTY, PLENTY, 400_000, PLENTY);
+    let steps = || Budget::small(PLENTY, PLENTY, PLENTY, 1000);
+    let many = |each: &dyn Fn(usize) -> Vec<u8>| vec![layer(&(0..200).map(each).collect::<Vec<_>>())];
+    let target = "t".repeat(4000);
+    let linkpath: [(&str, &[u8]); 1] = [("linkpath", target.as_bytes())];
+    let dots: [(&str, &[u8]); 1] = [("linkpath", &b"./".repeat(1000))];
+    for (budget, layers, what) in [
+        (headers(), many(&|_| file("same", "")), "tar headers"),
+        (headers(), many(&|_| entry(EntryType::XGlobalHeader, b"g", b"", b"")), "tar headers"),
+        (names(), many(&|n| file(&format!("f{n}"), "")), "files"),
+        (names(), many(&|n| if n == 0 { file("f", "") } else { hard_link(&format!("h{n}"), "f") }), "files"),
+        (names(), many(&|n| directory(&format!("a{n}/b"))), "files"),
+        // Directories that are there already, and the root itself.
+        (bytes(), many(&|_| extended(&attribute, directory("there"))), "bytes of names"),
+        (bytes(), many(&|_| extended(&attribute, directory("./"))), "bytes of names"),
+        (bytes(), many(&|n| extended(&linkpath, symlink(&format!("l{n}"), ""))), "bytes of names"),
+        (steps(), vec![layer(&[extended(&dots, symlink("l", "")), file("l/a", "")])], "names on the ways"),
+    ] {
+        let refused = refusal_within(budget, &layers);
+        assert!(refused.contains(&format!("more {what}")), "{what}: {refused}");
+    }
+    assert_eq!(refusal_within(Budget::default(), &two_layers()), "nothing");
+}
+
+#[test]
+fn links_of_the_archive_itself_are_charged() {
+    let target = vec![b't'; 300_000];
+    let links = (0..4).map(|n| extended(&[("linkpath", &target)], symlink(&format!("l{n}"), "")));
+    let home = tempfile::tempdir().unwrap();
+    let path = home.path().join("archive");
+    fs::write(&path, layer(&links.collect::<Vec<_>>())).unwrap();
+    let mut budget = Budget::small(PLENTY, PLENTY, PLENTY, PLENTY);
+    let error = Archive::open(&path, home.path(), MIB, &mut budget).unwrap_err();
+    assert!(error.to_string().contains("bytes of names"), "{error}");
+}
+
+#[test]
+fn what_stands_before_one_entry_is_bounded_together() {
+    let value = vec![b'x'; 60_000];
+    let attribute: [(&str, &[u8]); 1] = [("SCHILY.xattr.user.note", &value)];
+    let entries = (0..20).fold(file("a", ""), |entry, _| extended(&attribute, entry));
+    assert!(refusal(&[layer(&[entries])]).contains("bytes in a header"));
+    let long: [(&str, &[u8]); 1] = [("SCHILY.xattr.user.note", &[b'x'; 70_000])];
+    assert!(refusal(&[layer(&[extended(&long, file("a", ""))])]).contains("attribute is too long"));
+}
+
+#[test]
+fn headers_count_as_what_is_written() {
+    // No contents at all, and 16 MiB of names of their own.
+    let entries: Vec<Vec<u8>> = (0..9000)
+        .map(|n| extended(&[("path", format!("{}/{n}", "d".repeat(250)).as_bytes())], file("a", "")))
+        .collect();
+    let home = tempfile::tempdir().unwrap();
+    let path = home.path().join("archive");
+    fs::write(&path, layout(&[layer(&entries)], <[u8]>::to_vec, whole)).unwrap();
+    let merged = merge(&path, home.path(), &home.path().join("merged.tar"), 8 * MIB);
+    assert!(merged.unwrap_err().to_string().contains("more bytes than"));
+    assert!(fs::metadata(home.path().join("merged.tar")).unwrap().len() <= 8 * MIB);
+}
+
+#[test]
+fn directories_within_each_other_have_an_end() {
+    let below = vec!["d"; 300].join("/");
+    let refused = refusal(&[layer(&[extended(&[("path", below.as_bytes())], directory("x"))])]);
+    assert!(refused.contains("directories within each other"), "{refused}");
+}
+
 #[test]
 fn a_path_that_grows_by_links_is_refused() {
     // Each link begins where the one before it leads: the paths are short, what they mean is not.
-    let deep = vec!["d"; 200].join("/");
+    let deep = ["d".repeat(200).as_str(); 10].join("/");
     let mut entries = vec![symlink("l0", "d")];
     for number in 0..15 {
         let below = format!("l{number}/{deep}");
@@ -532,7 +616,7 @@ proptest! {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(&bytes).unwrap();
         let len = bytes.len() as u64;
-        drop(layer::each(&file, "test", &mut |entry| {
+        drop(layer::each(&file, "test", &mut Budget::default(), &mut |entry, _| {
             if let layer::Kind::File { offset, size } = entry.kind {
                 assert!(offset + size <= len);
             }

@@ -1,14 +1,11 @@
 //! The files of all layers so far, as a tree in memory. Links are resolved in it, and so never leave it.
 
 use super::OciError;
+use super::budget::{Budget, check_depth};
 use super::layer::{self, Entry, Kind, PATH_LEN_MAX, plain_path};
 use std::collections::BTreeMap;
 use std::fs::File;
 
-/// Files, directories and links, also those that a later layer has taken away.
-const NODES_MAX: u64 = 2_000_000;
-/// Names, links and attributes in memory.
-const NAMES_BYTES_MAX: u64 = 256 << 20;
 /// As many as the kernel follows.
 const LINKS_FOLLOWED_MAX: usize = 40;
 
@@ -58,12 +55,11 @@ pub(crate) struct Node {
 #[derive(Debug)]
 pub(crate) struct Tree {
     nodes: Vec<Node>,
-    names_bytes: u64,
 }
 
 impl Default for Tree {
     fn default() -> Tree {
-        Tree { nodes: vec![directory()], names_bytes: 0 }
+        Tree { nodes: vec![directory()] }
     }
 }
 
@@ -83,18 +79,23 @@ impl Tree {
     }
 
     /// Puts a layer, an unpacked tar file, on top.
-    pub(crate) fn apply(&mut self, unpacked: &File, layer: usize) -> Result<(), OciError> {
+    pub(crate) fn apply(
+        &mut self,
+        unpacked: &File,
+        layer: usize,
+        budget: &mut Budget,
+    ) -> Result<(), OciError> {
         let what = format!("layer {layer}");
-        // First what it hides, which is never its own.
-        layer::each(unpacked, &what, &mut |entry| self.hide(&entry))?;
-        layer::each(unpacked, &what, &mut |entry| self.add(entry, layer))
+        // First what it hides, which is never its own. Its headers are charged once.
+        layer::each(unpacked, &what, &mut budget.clone(), &mut |entry, budget| self.hide(&entry, budget))?;
+        layer::each(unpacked, &what, budget, &mut |entry, budget| self.add(entry, layer, budget))
     }
 
-    fn hide(&mut self, Entry { path, .. }: &Entry) -> Result<(), OciError> {
+    fn hide(&mut self, Entry { path, .. }: &Entry, budget: &mut Budget) -> Result<(), OciError> {
         let names = plain_path(path)?;
         let Some((name, parents)) = names.split_last() else { return Ok(()) };
         let Some(hidden) = name.strip_prefix(WHITEOUT) else { return Ok(()) };
-        let Some(directory) = self.find(parents)? else { return Ok(()) };
+        let Some(directory) = self.find(parents, budget)? else { return Ok(()) };
         let Contents::Directory(names) = &mut self.nodes[directory].contents else { return Ok(()) };
         if *name == OPAQUE {
             names.clear();
@@ -104,8 +105,14 @@ impl Tree {
         Ok(())
     }
 
-    fn add(&mut self, Entry { path, kind, meta }: Entry, layer: usize) -> Result<(), OciError> {
+    fn add(
+        &mut self,
+        Entry { path, kind, meta }: Entry,
+        layer: usize,
+        budget: &mut Budget,
+    ) -> Result<(), OciError> {
         let names = plain_path(&path)?;
+        budget.attributes(&meta.attributes)?;
         let Some((name, parents)) = names.split_last() else {
             self.nodes[ROOT].meta = meta;
             return Ok(());
@@ -113,7 +120,7 @@ impl Tree {
         if name.starts_with(WHITEOUT) {
             return Ok(());
         }
-        let parent = self.find_or_make(parents)?;
+        let parent = self.find_or_make(parents, budget)?;
         let existing = self.names(parent).get(*name).copied();
         let contents = match kind {
             Kind::Directory => {
@@ -126,11 +133,14 @@ impl Tree {
                 Contents::Directory(Names::new())
             }
             Kind::File { offset, size } => Contents::File { layer, offset, size },
-            Kind::Symlink(target) => Contents::Symlink(checked_target(target)?),
+            Kind::Symlink(target) => {
+                budget.bytes(target.len())?;
+                Contents::Symlink(checked_target(target)?)
+            }
             Kind::Fifo => Contents::Fifo,
             Kind::HardLink(target) => {
-                let id = self.linked(&target)?;
-                return self.put(parent, name, id);
+                let id = self.linked(&target, budget)?;
+                return self.put(parent, name, id, budget);
             }
             // The guest's kernel makes its own.
             Kind::Device => {
@@ -138,19 +148,19 @@ impl Tree {
                 return Ok(());
             }
         };
-        let id = self.make(Node { meta, contents, is_shared: false })?;
-        self.put(parent, name, id)
+        let id = self.make(Node { meta, contents, is_shared: false });
+        self.put(parent, name, id, budget)
     }
 
     /// What a hard link leads to, which is not followed if it is a link itself.
-    fn linked(&mut self, target: &[u8]) -> Result<NodeId, OciError> {
+    fn linked(&mut self, target: &[u8], budget: &mut Budget) -> Result<NodeId, OciError> {
         let refuse = |reason: &str| {
             let target = String::from_utf8_lossy(target).into_owned();
             OciError::malformed("layer", format!("a hard link leads to {target:?}, {reason}"))
         };
         let names = plain_path(target)?;
         let (name, parents) = names.split_last().ok_or_else(|| refuse("the root"))?;
-        let parent = self.find(parents)?.ok_or_else(|| refuse("which is not there"))?;
+        let parent = self.find(parents, budget)?.ok_or_else(|| refuse("which is not there"))?;
         let id = self.names(parent).get(*name).copied().ok_or_else(|| refuse("which is not there"))?;
         if matches!(self.nodes[id].contents, Contents::Directory(_)) {
             return Err(refuse("a directory"));
@@ -160,12 +170,12 @@ impl Tree {
     }
 
     /// The directory of these names; none if it is not there.
-    fn find(&mut self, names: &[&[u8]]) -> Result<Option<NodeId>, OciError> {
-        self.walk(names, false)
+    fn find(&mut self, names: &[&[u8]], budget: &mut Budget) -> Result<Option<NodeId>, OciError> {
+        self.walk(names, false, budget)
     }
 
-    fn find_or_make(&mut self, names: &[&[u8]]) -> Result<NodeId, OciError> {
-        let found = self.walk(names, true)?;
+    fn find_or_make(&mut self, names: &[&[u8]], budget: &mut Budget) -> Result<NodeId, OciError> {
+        let found = self.walk(names, true, budget)?;
         found.ok_or_else(|| {
             let path = String::from_utf8_lossy(&names.join(&b'/')).into_owned();
             OciError::malformed("layer", format!("{path:?} is a file, and something is to lie below it"))
@@ -173,12 +183,13 @@ impl Tree {
     }
 
     /// Follows links on the way as the guest's kernel would, with the root above everything.
-    fn walk(&mut self, names: &[&[u8]], make: bool) -> Result<Option<NodeId>, OciError> {
+    fn walk(&mut self, names: &[&[u8]], make: bool, budget: &mut Budget) -> Result<Option<NodeId>, OciError> {
         // The next name last.
         let mut names: Vec<Vec<u8>> = names.iter().rev().map(|name| name.to_vec()).collect();
         let mut way = vec![ROOT];
         let mut followed = 0;
         while let Some(name) = names.pop() {
+            budget.step()?;
             let at = way[way.len() - 1];
             if name.is_empty() || name == b"." {
                 continue;
@@ -190,14 +201,17 @@ impl Tree {
             let id = match self.names(at).get(&name).copied() {
                 Some(id) => id,
                 None if make => {
-                    let id = self.make(directory())?;
-                    self.put(at, &name, id)?;
+                    let id = self.make(directory());
+                    self.put(at, &name, id, budget)?;
                     id
                 }
                 None => return Ok(None),
             };
             match &self.nodes[id].contents {
-                Contents::Directory(_) => way.push(id),
+                Contents::Directory(_) => {
+                    check_depth(way.len())?;
+                    way.push(id);
+                }
                 Contents::Symlink(target) => {
                     followed += 1;
                     if followed > LINKS_FOLLOWED_MAX {
@@ -214,32 +228,25 @@ impl Tree {
         Ok(Some(way[way.len() - 1]))
     }
 
-    fn make(&mut self, node: Node) -> Result<NodeId, OciError> {
-        if self.nodes.len() as u64 >= NODES_MAX {
-            return Err(OciError::TooMuch { what: "files", max: NODES_MAX });
-        }
-        let attributes = node.meta.attributes.iter().map(|(name, value)| name.len() + value.len());
-        let target = if let Contents::Symlink(target) = &node.contents { target.len() } else { 0 };
-        self.count_names(attributes.sum::<usize>() + target)?;
+    fn make(&mut self, node: Node) -> NodeId {
         self.nodes.push(node);
-        Ok(self.nodes.len() - 1)
+        self.nodes.len() - 1
     }
 
-    fn put(&mut self, directory: NodeId, name: &[u8], id: NodeId) -> Result<(), OciError> {
-        self.count_names(name.len())?;
+    fn put(
+        &mut self,
+        directory: NodeId,
+        name: &[u8],
+        id: NodeId,
+        budget: &mut Budget,
+    ) -> Result<(), OciError> {
+        budget.name(name)?;
         self.names_mut(directory).insert(name.to_vec(), id);
         Ok(())
     }
 
-    fn count_names(&mut self, bytes: usize) -> Result<(), OciError> {
-        self.names_bytes += bytes as u64;
-        match self.names_bytes > NAMES_BYTES_MAX {
-            true => Err(OciError::TooMuch { what: "bytes of names", max: NAMES_BYTES_MAX }),
-            false => Ok(()),
-        }
-    }
-
-    fn names(&self, id: NodeId) -> &Names {
+    /// None of a node that is no directory.
+    pub(crate) fn names(&self, id: NodeId) -> &Names {
         const NONE: &Names = &Names::new();
         if let Contents::Directory(names) = &self.nodes[id].contents { names } else { NONE }
     }

@@ -4,7 +4,8 @@ use super::chamber::Chamber;
 use super::check;
 use super::declaration::{Declaration, FileToCopy, parse_mode};
 use super::recipe::{Origin, Recipe, Stage, shipped};
-use super::store::{Locked, ROOT_DISK, Store, now_ms, set_mode};
+use super::root::Root;
+use super::store::{Locked, ROOT_DISK, Store, Taken, set_mode};
 use crate::Progress;
 use crate::cache::{Cache, Key, KeyBuilder};
 use crate::definition::GuestDefinition;
@@ -53,8 +54,16 @@ else
 fi
 "#;
 
-/// Adds the lines of `$1` to what the agent gives to all code.
-const SET_ENVIRONMENT: &str = r#"printf '%s' "$1" >>/etc/environment"#;
+/// Adds the lines of `$1` to what the agent gives to all code. What was there may lack its last line's end.
+const SET_ENVIRONMENT: &str = r#"
+[ ! -s /etc/environment ] || echo >>/etc/environment
+printf '%s' "$1" >>/etc/environment
+"#;
+const ENVIRONMENT: &str = "/etc/environment";
+/// Variables that an image and all declarations set together.
+const VARIABLES_MAX: usize = 1000;
+/// Of the whole file. The agent reads 64 KiB, of which the host's own settings for its guests take the rest.
+const ENVIRONMENT_BYTES_MAX: u64 = 48 * 1024;
 
 /// A root that came as an image of containers lacks what makes it a machine's, and the kernel's modules, which
 /// are the source.
@@ -80,6 +89,8 @@ pub struct Builder<'a> {
     pub store: &'a Store,
     pub settings: &'a MachineSettings,
     pub progress: Progress<'a>,
+    /// What a running host has of the template of that name. Asked when a new one is there.
+    pub taken: &'a dyn Fn(&str) -> Taken,
 }
 
 impl std::fmt::Debug for Builder<'_> {
@@ -108,7 +119,10 @@ impl Builder<'_> {
         let root_key = recipe.root_key(&base_key(&recipe.origin, &definition, &kernel)?)?;
         let digest = recipe.key(&root_key);
         let locked = self.store.lock()?;
-        let former = self.store.find(&recipe.name)?;
+        let former = self.store.find(&recipe.name).unwrap_or_else(|error| {
+            (self.progress)(&format!("{error}; it is built anew"));
+            None
+        });
         let former_root =
             former.as_ref().and_then(|former| former.digest.split_once('-')).map(|(root, _)| root);
         let digests = format!("{}-{}", root_key.as_str(), digest.as_str());
@@ -116,9 +130,9 @@ impl Builder<'_> {
             Some(former) if former.digest == digests => return Ok(Built::Unchanged(former.clone())),
             _ => {}
         }
-        let manifest = manifest(&recipe, digests);
+        let manifest = manifest(&recipe, digests, locked.build_time_ms(&recipe.name, former.as_ref())?);
         if former_root == Some(root_key.as_str()) {
-            locked.put(&manifest, declaration, None)?;
+            locked.put(&manifest, declaration, None, (self.taken)(&recipe.name))?;
             return Ok(Built::New(manifest));
         }
         let build = RootBuild { builder: self, recipe: &recipe, definition: &definition, kernel: &kernel };
@@ -157,7 +171,7 @@ fn base_key(origin: &Origin, definition: &GuestDefinition, kernel: &Kernel) -> R
     }
 }
 
-fn manifest(recipe: &Recipe, digest: String) -> TemplateManifest {
+fn manifest(recipe: &Recipe, digest: String, built_at_ms: u64) -> TemplateManifest {
     let python = recipe.startup.clone();
     TemplateManifest {
         version: MANIFEST_VERSION,
@@ -173,7 +187,7 @@ fn manifest(recipe: &Recipe, digest: String) -> TemplateManifest {
             .clone()
             .map(|ready| ReadyManifest { bash: ready.bash, timeout_ms: ready.timeout_ms }),
         digest,
-        built_at_ms: now_ms(),
+        built_at_ms,
     }
 }
 
@@ -198,7 +212,7 @@ impl RootBuild<'_> {
         // Its files may belong to users that only a namespace has, whom `TempDir` cannot remove.
         disk::remove_tree(&root)?;
         let whole = built?;
-        locked.put(manifest, declaration, Some(&whole))
+        locked.put(manifest, declaration, Some(&whole), (self.builder.taken)(&manifest.name))
     }
 
     /// Gives the folder that holds the finished disk.
@@ -213,7 +227,11 @@ impl RootBuild<'_> {
                 chamber.run(BECOME_A_GUEST, &[], Some(&self.kernel.modules_directory()))
             })?;
         }
+        let mut all = environment.clone();
+        all.extend(self.recipe.stages.iter().flat_map(|stage| stage.env.clone()));
+        self.environment_lines(&all)?;
         chamber.environment.clone_from(&environment);
+        self.step("keep services from starting", None, || chamber.keep_services_from_starting())?;
         for stage in &self.recipe.stages {
             environment.extend(stage.env.clone());
             chamber.environment.clone_from(&environment);
@@ -293,10 +311,34 @@ impl RootBuild<'_> {
         check::programs(&self.recipe.name, root, environment.get("PATH").map(String::as_str))?;
         check::python(&self.recipe.name, chamber, &self.recipe.startup)?;
         if !environment.is_empty() {
-            let lines: String = environment.iter().map(|(name, value)| format!("{name}={value}\n")).collect();
+            let lines = self.environment_lines(environment)?;
             self.step("set the environment", Some("env"), || chamber.run(SET_ENVIRONMENT, &[lines], None))?;
         }
+        self.check_environment(&Root::open(root).map_err(BuildError::file("open", root))?)?;
+        self.step("let services start", None, || chamber.let_services_start())?;
         self.step("clean up", None, || chamber.run(CLEAN, &[], None))
+    }
+
+    /// As they stand in the file that the agent reads.
+    fn environment_lines(&self, environment: &BTreeMap<String, String>) -> Result<String, BuildError> {
+        let lines: String = environment.iter().map(|(name, value)| environment_line(name, value)).collect();
+        match environment.len() <= VARIABLES_MAX && lines.len() as u64 <= ENVIRONMENT_BYTES_MAX {
+            true => Ok(lines),
+            false => Err(self.environment_too_large()),
+        }
+    }
+
+    /// With what the image has in it already.
+    fn check_environment(&self, root: &Root) -> Result<(), BuildError> {
+        match root.is_longer(ENVIRONMENT, ENVIRONMENT_BYTES_MAX) {
+            true => Err(self.environment_too_large()),
+            false => Ok(()),
+        }
+    }
+
+    fn environment_too_large(&self) -> BuildError {
+        let (name, bytes_max) = (self.recipe.name.clone(), ENVIRONMENT_BYTES_MAX);
+        BuildError::Environment { name, variables_max: VARIABLES_MAX, bytes_max }
     }
 
     fn step(
@@ -318,7 +360,30 @@ impl RootBuild<'_> {
     }
 }
 
+/// The agent takes one pair of quotes away, and blanks around a line.
+fn environment_line(name: &str, value: &str) -> String {
+    let would_change =
+        value.starts_with(['"', '\'']) || value.ends_with(['"', '\'']) || value.trim() != value;
+    let quote = if would_change { "\"" } else { "" };
+    format!("{name}={quote}{value}{quote}\n")
+}
+
 fn copy(file: &FileToCopy, chamber: &Chamber<'_>) -> Result<(), tool::ToolError> {
     let mode = file.mode.as_deref().and_then(parse_mode).map(|mode| format!("{mode:04o}"));
     chamber.run(COPY, &[file.destination.clone(), mode.unwrap_or_default()], Some(&file.source))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_in_quotes_or_blanks_stays_what_it_is() {
+        let value = |value| environment_line("A", value);
+        assert_eq!(value("plain text"), "A=plain text\n");
+        assert_eq!(value("it's \"x\" y"), "A=it's \"x\" y\n");
+        assert_eq!(value("\"x\""), "A=\"\"x\"\"\n");
+        assert_eq!(value("'x'"), "A=\"'x'\"\n");
+        assert_eq!(value(" x "), "A=\" x \"\n");
+    }
 }

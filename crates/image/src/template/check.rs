@@ -1,11 +1,9 @@
 //! Whether a finished root has what the agent and every sandbox need.
 
 use super::chamber::Chamber;
+use super::root::Root;
 use crate::error::BuildError;
 use crate::tool::ToolError;
-use rustix::fs::{Mode, OFlags, RawMode, ResolveFlags, fstat, open, openat2};
-use rustix::io::Errno;
-use std::os::fd::OwnedFd;
 use std::path::Path;
 
 /// Programs, and the Debian packages that have them: what runs code, and what `bash` code cannot do without.
@@ -31,14 +29,12 @@ const COMPILE: &str = "import sys; compile(sys.argv[1], 'startup.python', 'exec'
 
 /// Names all programs that are missing.
 pub(crate) fn programs(name: &str, root: &Path, path: Option<&str>) -> Result<(), BuildError> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let directory =
-        open(root, flags, Mode::empty()).map_err(|errno| BuildError::file("open", root)(errno.into()))?;
+    let root = Root::open(root).map_err(BuildError::file("open", root))?;
     let is_there = |program: &str| {
         let mut places = path.unwrap_or(PATH).split(':').filter(|place| place.starts_with('/'));
         match program {
-            "bash" => is_program(&directory, BASH),
-            _ => places.any(|place| is_program(&directory, &format!("{place}/{program}"))),
+            "bash" => root.has_program(BASH),
+            _ => places.any(|place| root.has_program(&format!("{place}/{program}"))),
         }
     };
     let missing: Vec<_> = PROGRAMS.iter().filter(|(program, _)| !is_there(program)).collect();
@@ -48,7 +44,7 @@ pub(crate) fn programs(name: &str, root: &Path, path: Option<&str>) -> Result<()
     let what = missing.iter().map(|(program, _)| *program).collect::<Vec<_>>().join(", ");
     let mut packages: Vec<String> = missing.iter().map(|(_, package)| format!("{package:?}")).collect();
     packages.dedup();
-    let remedy = match is_program(&directory, "usr/bin/apt-get") {
+    let remedy = match root.has_program("usr/bin/apt-get") {
         true => format!("packages = [{}] adds it", packages.join(", ")),
         false => "it has no apt to add it by, so install it in the image that the archive is made of".into(),
     };
@@ -74,17 +70,6 @@ pub(crate) fn python(name: &str, chamber: &Chamber<'_>, startup: &str) -> Result
 
 fn last_line(error: &ToolError) -> String {
     error.to_string().lines().last().unwrap_or_default().trim().to_owned()
-}
-
-/// With all links followed as the guest will follow them.
-fn is_program(root: &OwnedFd, path: &str) -> bool {
-    let find = || -> Result<bool, Errno> {
-        let flags = OFlags::PATH | OFlags::CLOEXEC;
-        let file = openat2(root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT)?;
-        let mode: RawMode = fstat(&file)?.st_mode;
-        Ok(rustix::fs::FileType::from_raw_mode(mode).is_file() && mode & 0o111 != 0)
-    };
-    find().unwrap_or(false)
 }
 
 #[cfg(test)]

@@ -15,6 +15,8 @@ const ITEMS_MAX: usize = 1000;
 const WORD_LEN_MAX: usize = 500;
 const COMMAND_LEN_MAX: usize = 64 * 1024;
 const VARIABLE_LEN_MAX: usize = 4096;
+/// Names and values of one declaration's variables: code that is started is given all of them.
+const ENVIRONMENT_BYTES_MAX: usize = 32 * 1024;
 
 const DISK_GIB: std::ops::RangeInclusive<u32> = 1..=512;
 const RAM_MIB: std::ops::RangeInclusive<u32> = 256..=65_536;
@@ -22,7 +24,7 @@ const VCPUS: std::ops::RangeInclusive<u32> = 1..=32;
 const READY_TIMEOUT_MS: std::ops::RangeInclusive<u32> = 1..=600_000;
 
 /// Where a file would not stay: each is made anew, for the build or at each start of a guest.
-const FLEETING: [&str; 5] = ["/dev", "/proc", "/run", "/sys", "/tmp"];
+const FLEETING: [&str; 4] = ["/dev", "/proc", "/run", "/sys"];
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -186,6 +188,11 @@ impl Declaration {
         }
         for (name, value) in &self.env {
             check_variable(name, value).map_err(|reason| wrong(&format!("env.{name}"), &reason))?;
+        }
+        if self.env.iter().map(|(name, value)| name.len() + value.len() + 2).sum::<usize>()
+            > ENVIRONMENT_BYTES_MAX
+        {
+            return Err(wrong("env", &format!("more than {ENVIRONMENT_BYTES_MAX} bytes in all variables")));
         }
         Ok(())
     }
@@ -449,6 +456,8 @@ mod tests {
 
     #[test]
     fn each_refusal_points_at_its_key() {
+        let variables: String = (0..9).map(|n| format!("A{n} = \"{}\"\n", "x".repeat(4000))).collect();
+        let too_many_bytes = format!("name = \"a\"\n[env]\n{variables}");
         let refused = [
             ("name = \"Upper\"", "name:"),
             ("name = \"-a\"", "name:"),
@@ -466,6 +475,7 @@ mod tests {
             ("name = \"a\"\n[base]\nmirrors = [\"http://m.example\"]", "base.mirrors:"),
             ("name = \"a\"\n[env]\n\"A-B\" = \"x\"", "env.A-B:"),
             ("name = \"a\"\n[env]\nA = \"x\\ny\"", "env.A:"),
+            (too_many_bytes.as_str(), "env:"),
             ("name = \"a\"\n[ready]\nbash = \"\"", "ready.bash:"),
             ("name = \"a\"\n[ready]\nbash = \"true\"\ntimeout_ms = 0", "ready.timeout_ms:"),
             ("name = \"a\"\n[size]\ndisk_gib = 0", "size.disk_gib:"),
@@ -487,7 +497,7 @@ mod tests {
             Declaration::parse("mine.toml", &text).err().map(|error| error.to_string())
         };
         assert_eq!(file("/opt/x", "644"), None);
-        for destination in ["relative", "/", "/opt/../etc/x", "/tmp/x", "/proc/x", "/a\nb"] {
+        for destination in ["relative", "/", "/opt/../etc/x", "/run/x", "/proc/x", "/a\nb"] {
             assert!(file(destination, "644").unwrap().contains("files[0].destination:"), "{destination}");
         }
         for mode in ["", "rwx", "888", "00644", "+644"] {

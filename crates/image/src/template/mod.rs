@@ -12,3 +12,4 @@ pub mod store;
 
 mod chamber;
 mod check;
+mod root;

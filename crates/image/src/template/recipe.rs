@@ -10,6 +10,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+/// Changes whenever the same declaration makes another root.
+const RECIPES_VERSION: &str = "2";
 /// Templates that extend each other.
 const DEPTH_MAX: usize = 8;
 /// In all directories that one declaration names.
@@ -124,7 +126,8 @@ impl Recipe {
 
     /// The digest of all that goes into the root disk; `base` is that of what it begins with.
     pub(crate) fn root_key(&self, base: &Key) -> Result<Key, BuildError> {
-        let mut key = KeyBuilder::new().bytes("base", base.as_str().as_bytes());
+        let mut key = KeyBuilder::new().bytes("template_recipes", RECIPES_VERSION.as_bytes());
+        key = key.bytes("base", base.as_str().as_bytes());
         key = key.bytes("disk_gib", &self.size.disk_gib.to_le_bytes());
         for stage in &self.stages {
             key = stage.add_to(key)?;

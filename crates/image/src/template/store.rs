@@ -15,13 +15,14 @@ use crate::error::BuildError;
 use podflare_api::template::{TemplateManifest, is_name};
 use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
 use rustix::io::Errno;
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// A running host may still need the last but one.
+/// Beside what a running host is known to need: it may be about to take the last but one.
 const ROOTS_KEPT: usize = 2;
 const PARTIAL_PREFIX: &str = ".partial-";
 const MANIFEST: &str = "template.json";
@@ -32,6 +33,27 @@ pub(crate) const ROOT_DISK: &str = "rootfs.ext4";
 pub struct Store {
     templates: PathBuf,
     roots: PathBuf,
+}
+
+/// What a running host has of a template, and boots again whenever it likes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Taken {
+    Nothing,
+    /// The build of that time.
+    Build {
+        built_at_ms: u64,
+    },
+    /// There is a host, and it does not say.
+    Unknown,
+}
+
+/// The templates that were built here.
+#[derive(Debug)]
+pub struct Listing {
+    /// By name.
+    pub templates: Vec<TemplateManifest>,
+    /// What stands in the way of using others.
+    pub damaged: Vec<BuildError>,
 }
 
 /// Nobody else changes the store meanwhile.
@@ -62,13 +84,24 @@ impl Store {
         &self.roots
     }
 
-    /// All templates, by name.
-    pub fn list(&self) -> Result<Vec<TemplateManifest>, BuildError> {
+    /// One that is damaged keeps no other away.
+    pub fn list(&self) -> Result<Listing, BuildError> {
         let mut names = names_in(&self.templates)?;
         names.retain(|name| is_name(name));
         names.sort();
-        let found = names.iter().map(|name| self.find(name)).collect::<Result<Vec<_>, _>>()?;
-        Ok(found.into_iter().flatten().collect())
+        let mut listing = Listing { templates: Vec::new(), damaged: Vec::new() };
+        for name in &names {
+            match self.find(name) {
+                Ok(manifest) => listing.templates.extend(manifest),
+                Err(error) => listing.damaged.push(error),
+            }
+        }
+        Ok(listing)
+    }
+
+    /// Whether there is anything of that name, damaged or not.
+    pub fn has(&self, name: &str) -> bool {
+        is_name(name) && self.templates.join(name).exists()
     }
 
     pub fn find(&self, name: &str) -> Result<Option<TemplateManifest>, BuildError> {
@@ -86,18 +119,24 @@ impl Store {
         text.map(|text| Declaration::parse(&path.display().to_string(), &text)).transpose()
     }
 
-    /// Whether there was one.
+    /// Whether there was one. No running host may have it any more.
     pub fn remove(&self, name: &str) -> Result<bool, BuildError> {
         // Any other would be a path.
         if !is_name(name) {
             return Ok(false);
         }
         let locked = self.lock()?;
-        let was_there = self.templates.join(name).exists();
+        let was_there = self.has(name);
         if was_there {
-            disk::remove_tree(&self.templates.join(name))?;
+            // At once, so that nobody finds a half of it.
+            let gone = temporary(&self.templates)?;
+            let folder = self.templates.join(name);
+            fs::rename(&folder, gone.path()).map_err(BuildError::file("remove", &folder))?;
+            sync(&self.templates)?;
         }
-        locked.keep_roots(name, 0)?;
+        for (_, root) in locked.roots_of(name)? {
+            disk::remove_tree(&self.roots.join(root))?;
+        }
         Ok(was_there)
     }
 
@@ -122,6 +161,17 @@ impl Locked<'_> {
         temporary(&self.store.roots)
     }
 
+    /// A time for a new build that is later than that of any former one, whatever the clock says.
+    pub(crate) fn build_time_ms(
+        &self,
+        name: &str,
+        former: Option<&TemplateManifest>,
+    ) -> Result<u64, BuildError> {
+        let roots = self.roots_of(name)?.into_iter().map(|(built_at_ms, _)| built_at_ms);
+        let latest = roots.chain(former.map(|former| former.built_at_ms)).max();
+        Ok(latest.map_or(0, |latest| latest.saturating_add(1)).max(now_ms()))
+    }
+
     /// Makes what was built the template; `root` is a folder with a new root disk, or there is none, and the
     /// former one stays.
     pub(crate) fn put(
@@ -129,12 +179,16 @@ impl Locked<'_> {
         manifest: &TemplateManifest,
         declaration: &Declaration,
         root: Option<&Path>,
+        taken: Taken,
     ) -> Result<(), BuildError> {
         let folder = self.store.templates.join(&manifest.name);
         let root = match root {
             Some(new) => {
                 let path = self.store.roots.join(format!("{}.{}", manifest.name, manifest.built_at_ms));
+                sync(&new.join(ROOT_DISK))?;
+                sync(new)?;
                 fs::rename(new, &path).map_err(BuildError::file("put in place", &path))?;
+                sync(&self.store.roots)?;
                 path
             }
             None => {
@@ -146,7 +200,8 @@ impl Locked<'_> {
         let part = temporary(&self.store.templates)?;
         let write = |name: &str, text: String| {
             let path = part.path().join(name);
-            fs::write(&path, text).map_err(BuildError::file("write", &path))
+            fs::write(&path, text).map_err(BuildError::file("write", &path))?;
+            sync(&path)
         };
         let json = serde_json::to_string_pretty(manifest).expect("a manifest always has a JSON form");
         write(MANIFEST, json + "\n")?;
@@ -155,20 +210,34 @@ impl Locked<'_> {
         symlink(root.join(ROOT_DISK), &link).map_err(BuildError::file("make", &link))?;
         // For everyone: hostd may be another user's.
         set_mode(part.path(), 0o755)?;
+        sync(part.path())?;
         exchange(part.path(), &folder).map_err(BuildError::file("put in place", &folder))?;
-        self.keep_roots(&manifest.name, ROOTS_KEPT)
+        sync(&self.store.templates)?;
+        self.prune_roots(&manifest.name, &root, taken)
     }
 
-    /// Removes all root disks of a template but the newest.
-    fn keep_roots(&self, name: &str, kept: usize) -> Result<(), BuildError> {
+    /// Removes the root disks of a template that nobody needs: neither `current`, nor the newest, nor that which a
+    /// running host has.
+    fn prune_roots(&self, name: &str, current: &Path, taken: Taken) -> Result<(), BuildError> {
+        let roots = self.roots_of(name)?;
+        let kept = match taken {
+            Taken::Unknown => return Ok(()),
+            Taken::Nothing => None,
+            // A build that changed no root disk is later than the disk that it has.
+            Taken::Build { built_at_ms } => roots.range(..=(built_at_ms, "\u{10ffff}".into())).next_back(),
+        };
+        let newest = roots.iter().rev().take(ROOTS_KEPT);
+        let kept: Vec<&str> = newest.chain(kept).map(|(_, root)| root.as_str()).collect();
+        let surplus = roots.iter().map(|(_, root)| root.as_str()).filter(|root| !kept.contains(root));
+        let mut paths = surplus.map(|root| self.store.roots.join(root)).filter(|path| path != current);
+        paths.try_for_each(|path| disk::remove_tree(&path))
+    }
+
+    /// By the time of their making.
+    fn roots_of(&self, name: &str) -> Result<BTreeSet<(u64, String)>, BuildError> {
         let built_at = |root: &String| root.strip_prefix(name)?.strip_prefix('.')?.parse::<u64>().ok();
-        let mut roots: Vec<(u64, String)> = names_in(&self.store.roots)?
-            .into_iter()
-            .filter_map(|root| Some((built_at(&root)?, root)))
-            .collect();
-        roots.sort();
-        let surplus = roots.len().saturating_sub(kept);
-        roots[..surplus].iter().try_for_each(|(_, root)| disk::remove_tree(&self.store.roots.join(root)))
+        let names = names_in(&self.store.roots)?;
+        Ok(names.into_iter().filter_map(|root| Some((built_at(&root)?, root))).collect())
     }
 }
 
@@ -187,6 +256,11 @@ fn temporary(directory: &Path) -> Result<tempfile::TempDir, BuildError> {
         .prefix(PARTIAL_PREFIX)
         .tempdir_in(directory)
         .map_err(BuildError::file("make a directory in", directory))
+}
+
+/// A file or a directory: what is published is on the disk before its name is.
+pub(crate) fn sync(path: &Path) -> Result<(), BuildError> {
+    File::open(path).and_then(|file| file.sync_all()).map_err(BuildError::file("write", path))
 }
 
 pub(crate) fn set_mode(path: &Path, mode: u32) -> Result<(), BuildError> {
@@ -239,10 +313,14 @@ mod tests {
     }
 
     fn put(store: &Store, name: &str, built_at_ms: u64, contents: &str) {
+        put_beside(store, name, built_at_ms, contents, Taken::Nothing);
+    }
+
+    fn put_beside(store: &Store, name: &str, built_at_ms: u64, contents: &str, taken: Taken) {
         let locked = store.lock().unwrap();
         let root = locked.scratch().unwrap();
         fs::write(root.path().join(ROOT_DISK), contents).unwrap();
-        locked.put(&manifest(name, built_at_ms), &declaration(name), Some(root.path())).unwrap();
+        locked.put(&manifest(name, built_at_ms), &declaration(name), Some(root.path()), taken).unwrap();
     }
 
     fn entries(directory: &Path) -> Vec<String> {
@@ -256,7 +334,7 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let store = Store::open(home.path()).unwrap();
         put(&store, "mine", 1, "disk");
-        assert_eq!(store.list().unwrap(), [manifest("mine", 1)]);
+        assert_eq!(store.list().unwrap().templates, [manifest("mine", 1)]);
         assert_eq!(store.declaration("mine").unwrap(), Some(declaration("mine")));
         assert_eq!(fs::read_to_string(store.templates().join("mine/rootfs.ext4")).unwrap(), "disk");
         assert_eq!(entries(store.templates()), ["mine"]);
@@ -279,9 +357,59 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let store = Store::open(home.path()).unwrap();
         put(&store, "mine", 1, "disk");
-        store.lock().unwrap().put(&manifest("mine", 2), &declaration("mine"), None).unwrap();
+        store.lock().unwrap().put(&manifest("mine", 2), &declaration("mine"), None, Taken::Nothing).unwrap();
         assert_eq!(store.find("mine").unwrap().unwrap().built_at_ms, 2);
         assert_eq!(fs::read_to_string(store.templates().join("mine/rootfs.ext4")).unwrap(), "disk");
+    }
+
+    #[test]
+    fn the_root_disk_that_a_running_host_has_stays() {
+        let home = tempfile::tempdir().unwrap();
+        let store = Store::open(home.path()).unwrap();
+        put(&store, "mine", 3, "taken");
+        // With the same root disk.
+        store.lock().unwrap().put(&manifest("mine", 4), &declaration("mine"), None, Taken::Nothing).unwrap();
+        for built_at_ms in 5..9 {
+            put_beside(&store, "mine", built_at_ms, "not taken", Taken::Build { built_at_ms: 4 });
+        }
+        assert_eq!(entries(store.roots()), ["lock", "mine.3", "mine.7", "mine.8"]);
+        // Who does not know what is needed removes nothing.
+        put_beside(&store, "mine", 9, "new", Taken::Unknown);
+        assert_eq!(entries(store.roots()).len(), 5);
+    }
+
+    #[test]
+    fn a_clock_that_goes_backwards_makes_no_build_the_former_one() {
+        let home = tempfile::tempdir().unwrap();
+        let store = Store::open(home.path()).unwrap();
+        let future = now_ms() + 1_000_000;
+        put(&store, "mine", future, "before");
+        let time_ms = |store: &Store| {
+            store.lock().unwrap().build_time_ms("mine", store.find("mine").unwrap().as_ref()).unwrap()
+        };
+        assert_eq!(time_ms(&store), future + 1);
+        let later = manifest("mine", future + 7);
+        store.lock().unwrap().put(&later, &declaration("mine"), None, Taken::Nothing).unwrap();
+        assert_eq!(time_ms(&store), future + 8);
+        // Even if a time comes from elsewhere, what is current stays.
+        for built_at_ms in 1..5 {
+            put(&store, "mine", built_at_ms, "current");
+            assert_eq!(fs::read_to_string(store.templates().join("mine/rootfs.ext4")).unwrap(), "current");
+        }
+    }
+
+    #[test]
+    fn a_damaged_manifest_hides_no_other_template_and_can_be_removed() {
+        let home = tempfile::tempdir().unwrap();
+        let store = Store::open(home.path()).unwrap();
+        for name in ["first", "mine", "second"] {
+            put(&store, name, 1, "disk");
+        }
+        fs::write(store.templates().join("mine/template.json"), "{").unwrap();
+        let listing = store.list().unwrap();
+        assert_eq!(listing.templates, [manifest("first", 1), manifest("second", 1)]);
+        assert!(listing.damaged[0].to_string().contains("mine/template.json"));
+        assert!(store.has("mine") && store.remove("mine").unwrap() && !store.has("mine"));
     }
 
     #[test]
