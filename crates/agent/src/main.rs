@@ -30,12 +30,20 @@ use podflare_wire::guest::AGENT_PORT;
 use podflare_wire::terminal::TERMINAL_PORT;
 use renew::{OwnKernel, SharedKernel};
 use rustix::fs::Mode;
+use std::ffi::OsString;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use terminal::launch;
 
 fn main() -> ExitCode {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let mut given = std::env::args_os().skip(1);
+    if given.next().is_some_and(|first| first == launch::LAUNCH) {
+        return launch(given);
+    }
+    let arguments: Vec<String> =
+        std::env::args_os().skip(1).map(|argument| argument.to_string_lossy().into_owned()).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let is_init = rustix::process::getpid().is_init();
     let result = match arguments[..] {
@@ -53,6 +61,14 @@ fn main() -> ExitCode {
         init::give_up();
     }
     ExitCode::FAILURE
+}
+
+/// Says what is wrong where the program would have said something: in its terminal.
+fn launch(program: impl Iterator<Item = OsString>) -> ExitCode {
+    let Err(error) = launch::run(program);
+    // A terminal that is gone has no reader.
+    writeln!(std::io::stderr(), "{error}").ok();
+    ExitCode::from(launch::EXIT_CODE_NOT_RUN)
 }
 
 fn serve(socket: Option<&Path>, home: &Path) -> anyhow::Result<std::convert::Infallible> {

@@ -71,8 +71,8 @@ enum Code {
 
 #[derive(Debug)]
 struct Cancelling {
-    next: Signal,
-    at: Instant,
+    /// None after SIGKILL: then there is nothing to do but to wait.
+    next: Option<(Signal, Instant)>,
     kill_at: Instant,
 }
 
@@ -336,14 +336,14 @@ impl<M: Machine> Agent<M> {
         current.cancelling = Some(match &current.code {
             Code::Bash(bash) => {
                 bash.signal(Signal::TERM);
-                Cancelling { next: Signal::KILL, at: kill_at, kill_at }
+                Cancelling { next: Some((Signal::KILL, kill_at)), kill_at }
             }
             Code::Python if self.repl.withdraw() => {
                 return self.end(exit_code, ExecEnd::Cancelled);
             }
             Code::Python => {
                 self.repl.interrupt();
-                Cancelling { next: Signal::INT, at: now + INTERRUPT_ALL_AFTER, kill_at }
+                Cancelling { next: Some((Signal::INT, now + INTERRUPT_ALL_AFTER)), kill_at }
             }
         });
     }
@@ -359,14 +359,10 @@ impl<M: Machine> Agent<M> {
             return self.interrupt(EXIT_CODE_TIMED_OUT);
         }
         let Some(current) = &mut self.current else { return };
-        if let Some(cancelling) = current.cancelling.take_if(|cancelling| cancelling.at <= now) {
+        if let Some(signal) = current.cancelling.as_mut().and_then(|cancelling| cancelling.due(now)) {
             match &current.code {
-                Code::Bash(bash) => bash.signal(cancelling.next),
-                Code::Python => self.repl.signal_all(cancelling.next),
-            }
-            let Cancelling { kill_at, .. } = cancelling;
-            if cancelling.next != Signal::KILL {
-                current.cancelling = Some(Cancelling { next: Signal::KILL, at: kill_at, kill_at });
+                Code::Bash(bash) => bash.signal(signal),
+                Code::Python => self.repl.signal_all(signal),
             }
         }
     }
@@ -477,6 +473,15 @@ impl<M: Machine> Agent<M> {
     }
 }
 
+impl Cancelling {
+    /// The signal to send now.
+    fn due(&mut self, now: Instant) -> Option<Signal> {
+        let (signal, _) = self.next.take_if(|(_, at)| *at <= now)?;
+        self.next = (signal != Signal::KILL).then_some((Signal::KILL, self.kill_at));
+        Some(signal)
+    }
+}
+
 impl Current {
     /// When its time is over, unless it is being ended already.
     fn times_out(&self) -> Option<Instant> {
@@ -485,7 +490,10 @@ impl Current {
 
     /// When something is to be done about it.
     fn deadline(&self) -> Option<Instant> {
-        self.cancelling.as_ref().map(|cancelling| cancelling.at).or_else(|| self.times_out())
+        match &self.cancelling {
+            Some(cancelling) => cancelling.next.map(|(_, at)| at),
+            None => self.times_out(),
+        }
     }
 
     fn describe(&self) -> Inherited {
@@ -524,4 +532,29 @@ fn describe(status: ExitStatus) -> String {
 fn loss_notice(status: ExitStatus) -> Vec<u8> {
     let how = describe(status);
     format!("The Python process ended ({how}); it was restarted and its variables are lost.\n").into_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_has_been_killed_is_waited_for_and_not_asked_after() {
+        let started = Instant::now();
+        let kill_at = started + KILL_AFTER;
+        let mut current = Current {
+            code: Code::Python,
+            excerpt: String::new(),
+            started,
+            timeout: Some(Duration::ZERO),
+            cancelling: None,
+        };
+        assert_eq!(current.deadline(), Some(started));
+        let mut cancelling = Cancelling { next: Some((Signal::INT, started)), kill_at };
+        assert_eq!(cancelling.due(started), Some(Signal::INT));
+        assert_eq!(cancelling.due(started), None);
+        assert_eq!(cancelling.due(kill_at), Some(Signal::KILL));
+        current.cancelling = Some(cancelling);
+        assert_eq!(current.deadline(), None);
+    }
 }

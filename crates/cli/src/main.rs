@@ -9,6 +9,7 @@ mod commands;
 mod guest_settings;
 mod interrupt;
 mod output;
+mod queries;
 mod record;
 mod start;
 mod table;

@@ -212,8 +212,6 @@ pub struct Settings {
     /// Where clients reach it.
     pub reached_at: SocketAddr,
     pub keys: Known,
-    /// Whoever reaches the host is let in.
-    pub auth_disabled: bool,
     pub tiers: Tiers,
     pub data_dir: PathBuf,
     pub image: Image,
@@ -313,7 +311,6 @@ impl Arguments {
             listen: self.listen,
             reached_at: self.reached_at.unwrap_or(self.listen),
             keys: self.known_keys(),
-            auth_disabled: self.auth_disabled,
             tiers: Tiers::read(self.tiers.as_deref())?,
             data_dir: self.data_dir,
             image: Image::in_folder(&self.image_dir, self.rootfs),
@@ -349,6 +346,7 @@ impl Arguments {
             keys: keys.map(|key| Secret(key.to_owned())).collect(),
             tier: self.api_keys_tier.clone(),
             admin: self.admin_key.clone().map(Secret),
+            open_to_all: self.auth_disabled,
         }
     }
 }
@@ -356,7 +354,7 @@ impl Arguments {
 impl Settings {
     /// Whether anyone who reaches the host may be let in: nobody else but this machine's users do, or that is what was asked for.
     pub fn check_open(&self) -> Result<(), SettingsError> {
-        match self.auth_disabled || self.reached_at.ip().is_loopback() {
+        match self.keys.open_to_all || self.reached_at.ip().is_loopback() {
             true => Ok(()),
             false => Err(SettingsError::OpenToAll { reached_at: self.reached_at }),
         }

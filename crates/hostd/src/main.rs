@@ -80,9 +80,6 @@ fn keys(settings: &Settings) -> Result<Keys> {
         Machines::Processes { .. } => Store::open(&settings.data_dir)?,
     };
     let keys = Keys::load(store, settings.tiers.clone(), settings.keys.clone())?;
-    if settings.auth_disabled {
-        keys.open_to_all();
-    }
     if keys.is_open() {
         settings.check_open()?;
         tracing::warn!(address = %settings.reached_at, "Serving without keys: whoever reaches the address is let in");

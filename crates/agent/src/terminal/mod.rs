@@ -3,6 +3,7 @@
 //! A connection that is cut ends nothing. Whoever attaches reads at its own speed, at a place of its own: one that is
 //! slower than the output skips what is no longer kept, and holds up neither the terminal nor another.
 
+pub(crate) mod launch;
 mod process;
 mod ring;
 

@@ -1,9 +1,9 @@
 //! One terminal: a program that leads a session of its own, and what it has put out.
 //!
-//! setsid(1) makes the session and the terminal its controlling one, and becomes the program: without `unsafe` nothing
-//! can be done between fork and exec.
+//! [`launch`](super::launch) makes the session and the terminal its controlling one, and becomes the program.
 
 use super::Refusal;
+use super::launch::{LAUNCH, SELF};
 use super::ring::Ring;
 use crate::exec::{Workplace, exit_code, signal_group};
 use podflare_wire::guest::{ExecContext, excerpt};
@@ -80,8 +80,8 @@ impl Terminal {
         let failed =
             |error: io::Error| Refusal(Cause::Unable, format!("The terminal could not be opened: {error}"));
         let (master, slave) = open(program.size).map_err(|error| failed(error.into()))?;
-        let mut command = workplace.command("setsid");
-        command.args(["--ctty", "--"]);
+        let mut command = workplace.command(SELF);
+        command.arg(LAUNCH);
         let label = match &program.command {
             Command::Shell(line) => {
                 command.args(["/bin/bash", "-lc", line]);
@@ -104,7 +104,9 @@ impl Terminal {
         let (child, leader) = workplace
             .within(&context, |workplace| workplace.spawn(&mut command))
             .map_err(|error| Refusal(Cause::Invalid, error.to_string()))?
-            .map_err(|error| Refusal(Cause::Unable, format!("setsid could not be started: {error}")))?;
+            .map_err(|error| {
+                Refusal(Cause::Unable, format!("The terminal's program could not be started: {error}"))
+            })?;
         let live = Live { master, leader };
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let terminal = Arc::new(Terminal {
@@ -193,7 +195,7 @@ impl Terminal {
             signal_group(foreground, Signal::KILL);
         }
         signal_group(*leader, Signal::KILL);
-        // Before its `setsid` it has no group of its own.
+        // Before it has made its session it has no group of its own.
         rustix::process::kill_process(*leader, Signal::KILL).ok();
     }
 
@@ -205,9 +207,13 @@ impl Terminal {
     /// Takes what the terminal holds at this moment.
     fn take(&self, output: &Receiver, buffer: &mut [u8]) -> io::Result<usize> {
         let len = output.try_read(buffer)?;
-        self.state().ring.push(&buffer[..len]);
-        self.changed.send_replace(());
+        self.keep(&buffer[..len]);
         Ok(len)
+    }
+
+    fn keep(&self, output: &[u8]) {
+        self.state().ring.push(output);
+        self.changed.send_replace(());
     }
 
     /// Held for a few instructions, never across an await.
@@ -239,7 +245,9 @@ async fn run(terminal: Arc<Terminal>, mut child: Child, output: Receiver) {
     // From here on its process id may be another's.
     terminal.state().live = None;
     let mut left = TERMINAL_RING_LEN;
-    while let Ok(len @ 1..) = terminal.take(&output, &mut buffer) {
+    // What there is, whether the runtime has heard of it or not.
+    while let Ok(len @ 1..) = rustix::io::read(&output, &mut buffer) {
+        terminal.keep(&buffer[..len]);
         // What it has left in the background may write for ever.
         left = left.saturating_sub(len);
         if left == 0 {

@@ -7,6 +7,7 @@ use crate::api::{Client, PtyStream};
 use crate::args::Shell;
 use crate::interrupt;
 use crate::output::Output;
+use crate::queries::Filter;
 use crate::terminal::{self, Raw};
 use anyhow::{Context, anyhow, bail};
 use base64::Engine;
@@ -28,6 +29,9 @@ const INPUT_LEN: usize = 16 * 1024;
 
 /// News that wait while the terminal is slow. Then the host waits too, and skips what is too much.
 const NEWS_MAX: usize = 16;
+
+/// A pause after which what comes is new.
+const FORMER_PAUSE: Duration = Duration::from_millis(200);
 
 const BELL: &[u8] = b"\x07";
 
@@ -55,7 +59,8 @@ struct Remote {
 pub(crate) fn run(args: &Shell, places: &Places, output: &Output) -> anyhow::Result<ExitCode> {
     terminal::check()?;
     let (remote, stream) = open(args, Client::of(&args.host, places)?)?;
-    let ended = session(&remote, stream);
+    let former = args.attach.is_some().then(Filter::default);
+    let ended = session(&remote, stream, former);
     let goes_on = || format!("`podflare shell {} --attach {}` returns to it", remote.sandbox, remote.pty);
     match ended {
         Ok(News::Exited(code)) => Ok(ExitCode::from(u8::try_from(code & 0xff)?)),
@@ -101,8 +106,9 @@ fn open(args: &Shell, client: Client) -> anyhow::Result<(Remote, PtyStream)> {
     }
 }
 
-/// Everything between the two terminals, up to the program's exit, an interrupt or a failure.
-fn session(remote: &Remote, stream: PtyStream) -> anyhow::Result<News> {
+/// Everything between the two terminals, up to the program's exit, an interrupt or a failure. `former` is for what comes first
+/// of a terminal that has been used before.
+fn session(remote: &Remote, stream: PtyStream, former: Option<Filter>) -> anyhow::Result<News> {
     let (tell, news) = sync_channel(NEWS_MAX);
     let told = tell.clone();
     // Nobody listens any more once this has returned; so it is everywhere below.
@@ -116,21 +122,29 @@ fn session(remote: &Remote, stream: PtyStream) -> anyhow::Result<News> {
     let (typing, told) = (remote.clone(), tell.clone());
     thread::spawn(move || typing.keys(&told));
     thread::spawn(move || events(stream, &tell));
-    let ended = show(&news);
+    let ended = show(&news, former);
     if !matches!(ended, Ok(News::Exited(_))) {
         raw.leave_programs_modes();
     }
     ended
 }
 
-fn show(news: &Receiver<News>) -> anyhow::Result<News> {
+fn show(news: &Receiver<News>, mut former: Option<Filter>) -> anyhow::Result<News> {
     let mut stdout = io::stdout();
     let mut write = |bytes: &[u8]| {
         stdout.write_all(bytes).and_then(|()| stdout.flush()).context("Cannot write to the terminal")
     };
     loop {
-        match news.recv_timeout(SILENCE_MAX) {
-            Ok(News::Output(bytes)) => write(&bytes)?,
+        let patience = if former.is_some() { FORMER_PAUSE } else { SILENCE_MAX };
+        match news.recv_timeout(patience) {
+            Ok(News::Output(bytes)) => match &mut former {
+                Some(filter) => write(&filter.pass(&bytes))?,
+                None => write(&bytes)?,
+            },
+            // What is kept comes in one go.
+            Err(RecvTimeoutError::Timeout) if former.is_some() => {
+                write(&former.take().map(Filter::finish).unwrap_or_default())?;
+            }
             Ok(News::Unheard) => write(BELL)?,
             Ok(News::Heartbeat) => {}
             Ok(News::Failed(error)) => return Err(error),

@@ -366,12 +366,13 @@ impl From<TerminalError> for ApiError {
                 Cause::Invalid => StatusCode::BAD_REQUEST,
                 Cause::Unable => StatusCode::INTERNAL_SERVER_ERROR,
             },
+            TerminalError::TooMany => StatusCode::TOO_MANY_REQUESTS,
             TerminalError::Silent => StatusCode::GATEWAY_TIMEOUT,
-            TerminalError::Connect(_)
-            | TerminalError::Io(_)
-            | TerminalError::Closed
-            | TerminalError::Protocol
-            | TerminalError::Decode(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            // The sandbox is there, and its agent is started again.
+            TerminalError::Connect(_) | TerminalError::Io(_) | TerminalError::Closed => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+            TerminalError::Protocol | TerminalError::Decode(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
         ApiError::new(status, &error)
     }

@@ -5,7 +5,6 @@ use super::exec::{HEARTBEAT, ndjson};
 use super::json::JsonBody;
 use super::path::Ids;
 use crate::app::App;
-use crate::chain::chain;
 use crate::sandbox::events::line;
 use crate::sandbox::terminal::{self, Terminal, TerminalError};
 use axum::Json;
@@ -40,8 +39,8 @@ pub(super) async fn create(
     let (session_id, mut terminal) = terminal::create(&app, &id, request).await?;
     let first = match terminal.answer(Duration::ZERO).await {
         Ok(Event::Ready) => PtyEvent::PtyReady { session_id },
-        Ok(_) => error(&TerminalError::Protocol),
-        Err(failure) => error(&failure),
+        Ok(_) => error(&mut terminal, &TerminalError::Protocol).await,
+        Err(failure) => error(&mut terminal, &failure).await,
     };
     let ended = matches!(first, PtyEvent::PtyError { .. });
     Ok(events(&app, terminal, line(&first), ended))
@@ -121,21 +120,21 @@ impl Events {
         let Ok(said) = timeout(self.heartbeat, self.terminal.next()).await else {
             return Some(Bytes::from_static(HEARTBEAT));
         };
-        let event = event(said);
+        let event = event(&mut self.terminal, said).await;
         self.ended = matches!(event, PtyEvent::PtyExit { .. } | PtyEvent::PtyError { .. });
         Some(line(&event))
     }
 }
 
-fn event(said: Result<Event, TerminalError>) -> PtyEvent {
+async fn event(terminal: &mut Terminal, said: Result<Event, TerminalError>) -> PtyEvent {
     match said {
         Ok(Event::Output { seq, data }) => PtyEvent::PtyData { data_b64: BASE64_STANDARD.encode(data), seq },
         Ok(Event::Exited { exit_code }) => PtyEvent::PtyExit { data: exit_code },
-        Ok(_) => error(&TerminalError::Protocol),
-        Err(failure) => error(&failure),
+        Ok(_) => error(terminal, &TerminalError::Protocol).await,
+        Err(failure) => error(terminal, &failure).await,
     }
 }
 
-fn error(failure: &TerminalError) -> PtyEvent {
-    PtyEvent::PtyError { message: chain(failure) }
+async fn error(terminal: &mut Terminal, failure: &TerminalError) -> PtyEvent {
+    PtyEvent::PtyError { message: terminal.explain(failure).await }
 }

@@ -52,7 +52,7 @@ use podflare_api::id::{self, CheckpointId, SandboxId};
 use podflare_api::sandbox::{SandboxState, SandboxView};
 use podflare_wire::files::OPERATIONS_MAX;
 use podflare_wire::guest::ExecId;
-use podflare_wire::limits::{CODE_LEN_MAX, EXECS_MAX};
+use podflare_wire::limits::{CODE_LEN_MAX, EXECS_MAX, TERMINAL_CONNECTIONS_MAX};
 use replay::Replay;
 use state::{EndCause, Terms};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -115,6 +115,7 @@ struct Shared {
     places: Arc<Semaphore>,
     code_room: Arc<Semaphore>,
     file_places: Arc<Semaphore>,
+    terminal_places: Arc<Semaphore>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -169,6 +170,7 @@ impl Sandbox {
             places: Arc::new(Semaphore::new(EXECS_MAX)),
             code_room: Arc::new(Semaphore::new(CODE_QUEUED_LEN_MAX)),
             file_places: Arc::new(Semaphore::new(OPERATIONS_MAX)),
+            terminal_places: Arc::new(Semaphore::new(TERMINAL_CONNECTIONS_MAX)),
         }));
         let task = Task::new(sandbox.clone(), agent, receiver);
         (sandbox, task)
@@ -251,6 +253,11 @@ impl Sandbox {
     /// A place among the sandbox's file operations, unless all are taken.
     pub fn file_place(&self) -> Option<OwnedSemaphorePermit> {
         self.0.file_places.clone().try_acquire_owned().ok()
+    }
+
+    /// A place among the clients at the sandbox's terminals, unless all are taken.
+    pub fn terminal_place(&self) -> Option<OwnedSemaphorePermit> {
+        self.0.terminal_places.clone().try_acquire_owned().ok()
     }
 
     /// Lives on under another sandbox's identity.

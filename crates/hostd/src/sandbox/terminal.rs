@@ -4,6 +4,7 @@ use super::call::{CallError, checked_cwd, checked_env};
 use super::registry::FindError;
 use super::{Attached, Sandbox};
 use crate::app::App;
+use crate::chain::chain;
 use crate::printable::printable;
 use crate::vmm::{GuestStream, VmmError};
 use base64::Engine;
@@ -13,13 +14,14 @@ use podflare_api::id::PtyId;
 use podflare_api::pty::{CreatePty, PtyChunk, PtyInfo, PtyRead};
 use podflare_wire::codec::{DecodeError, FrameReader, encode_frame};
 use podflare_wire::limits::{
-    TERMINAL_ARGUMENTS_MAX, TERMINAL_COMMAND_LEN_MAX, TERMINAL_EVENT_LEN_MAX, TERMINAL_INPUT_LEN_MAX,
-    TERMINAL_READ_LEN_MAX, TERMINAL_SIDE_MAX,
+    TERMINAL_ARGUMENTS_MAX, TERMINAL_COMMAND_LEN_MAX, TERMINAL_CONNECTIONS_MAX, TERMINAL_EVENT_LEN_MAX,
+    TERMINAL_INPUT_LEN_MAX, TERMINAL_READ_LEN_MAX, TERMINAL_SIDE_MAX,
 };
 use podflare_wire::terminal::{Cause, Command, Event, Program, Request, Size, TERMINAL_PORT};
 use std::fmt;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 
 /// How long a guest may take to answer, beside the time that it was given.
@@ -27,6 +29,9 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The longest time that a read may wait for output: clients give up after it.
 const READ_TIMEOUT_MAX: Duration = Duration::from_secs(30);
+
+/// How long after its streams the end of a sandbox may be noticed.
+const END_NOTICE: Duration = Duration::from_secs(1);
 
 /// Bytes read from a stream at a time.
 const READ_LEN: usize = 64 * 1024;
@@ -49,11 +54,13 @@ pub enum TerminalError {
     InputTooLong { len: usize },
     #[error("`max_bytes` must be within 1 to {TERMINAL_READ_LEN_MAX}")]
     ReadLen,
+    #[error("{TERMINAL_CONNECTIONS_MAX} clients are at terminals of this sandbox already")]
+    TooMany,
     #[error("The sandbox's guest cannot be reached")]
     Connect(#[source] VmmError),
     #[error("The stream to the sandbox's guest broke")]
     Io(#[from] std::io::Error),
-    #[error("The sandbox's guest closed its stream: the sandbox, or its agent, has ended")]
+    #[error("The sandbox's guest closed its stream: its agent, and with it all terminals, may have ended")]
     Closed,
     #[error("The sandbox's guest does not keep to the protocol")]
     Protocol,
@@ -70,7 +77,9 @@ pub struct Terminal {
     stream: Box<dyn GuestStream>,
     frames: FrameReader,
     buffer: BytesMut,
+    sandbox: Sandbox,
     _attached: Attached,
+    _place: OwnedSemaphorePermit,
 }
 
 /// Starts a program in a new terminal. The guest's first event says whether it runs.
@@ -83,9 +92,8 @@ pub async fn create(app: &App, id: &str, request: CreatePty) -> Result<(PtyId, T
 
 /// All output of a terminal that is kept, and what comes.
 pub async fn attach(app: &App, id: &str, terminal: String) -> Result<Terminal, TerminalError> {
-    let mut terminal = ask(app, id, &Request::Attach { terminal }).await?;
-    match terminal.answer(Duration::ZERO).await? {
-        Event::Ready => Ok(terminal),
+    match ask_for_answer(app, id, &Request::Attach { terminal }, Duration::ZERO).await? {
+        (terminal, Event::Ready) => Ok(terminal),
         _ => Err(TerminalError::Protocol),
     }
 }
@@ -96,7 +104,7 @@ pub async fn read(app: &App, id: &str, terminal: String, read: &PtyRead) -> Resu
     let patience = Duration::from_millis(read.timeout_ms).min(READ_TIMEOUT_MAX);
     let timeout_ms = u32::try_from(patience.as_millis()).unwrap_or(u32::MAX);
     let request = Request::Read { terminal, since_seq: read.since_seq, len_max, timeout_ms };
-    match ask(app, id, &request).await?.answer(patience).await? {
+    match ask_for_answer(app, id, &request, patience).await?.1 {
         Event::Chunk(chunk) => Ok(PtyChunk {
             data_b64: BASE64_STANDARD.encode(&chunk.data),
             next_seq: chunk.next_seq,
@@ -130,8 +138,7 @@ pub async fn kill(app: &App, id: &str, terminal: String) -> Result<(), TerminalE
 }
 
 pub async fn list(app: &App, id: &str) -> Result<Vec<PtyInfo>, TerminalError> {
-    let Event::Terminals(terminals) = ask(app, id, &Request::List).await?.answer(Duration::ZERO).await?
-    else {
+    let Event::Terminals(terminals) = ask_for_answer(app, id, &Request::List, Duration::ZERO).await?.1 else {
         return Err(TerminalError::Protocol);
     };
     let infos = terminals.into_iter().map(|terminal| {
@@ -146,24 +153,71 @@ pub async fn list(app: &App, id: &str) -> Result<Vec<PtyInfo>, TerminalError> {
 }
 
 async fn done(app: &App, id: &str, request: &Request) -> Result<(), TerminalError> {
-    match ask(app, id, request).await?.answer(Duration::ZERO).await? {
+    match ask_for_answer(app, id, request, Duration::ZERO).await?.1 {
         Event::Done => Ok(()),
         _ => Err(TerminalError::Protocol),
     }
 }
 
+/// Asks, and once more if another machine has taken the sandbox's place meanwhile: a merge or a restore, which has the terminals,
+/// too, as they were.
+async fn ask_for_answer(
+    app: &App,
+    id: &str,
+    request: &Request,
+    patience: Duration,
+) -> Result<(Terminal, Event), TerminalError> {
+    let sandbox = app.registry.find(id)?;
+    let attempt = async |sandbox: &Sandbox| {
+        let mut terminal = ask_of(sandbox, request).await?;
+        let event = terminal.answer(patience).await?;
+        Ok::<_, TerminalError>((terminal, event))
+    };
+    match attempt(&sandbox).await {
+        Err(error) if error.is_of_a_lost_guest() => {
+            // Its end may be noticed a moment after its streams are cut.
+            if timeout(END_NOTICE, sandbox.ended()).await.is_err() {
+                return Err(error);
+            }
+            attempt(&app.registry.find(id)?).await
+        }
+        answered => answered,
+    }
+}
+
 async fn ask(app: &App, id: &str, request: &Request) -> Result<Terminal, TerminalError> {
-    // What is registered has confirmed its renewal.
-    let sandbox: Sandbox = app.registry.find(id)?;
+    ask_of(&app.registry.find(id)?, request).await
+}
+
+/// What is registered has confirmed its renewal.
+async fn ask_of(sandbox: &Sandbox, request: &Request) -> Result<Terminal, TerminalError> {
+    let place = sandbox.terminal_place().ok_or(TerminalError::TooMany)?;
     let mut stream = sandbox.machine().connect(TERMINAL_PORT).map_err(TerminalError::Connect)?;
     let sent = timeout(ANSWER_TIMEOUT, stream.write_all(&encode_frame(request))).await;
     sent.map_err(|_| TerminalError::Silent)??;
     let frames = FrameReader::new(TERMINAL_EVENT_LEN_MAX);
     let buffer = BytesMut::with_capacity(READ_LEN);
-    Ok(Terminal { stream, frames, buffer, _attached: sandbox.attach() })
+    let _attached = sandbox.attach();
+    Ok(Terminal { stream, frames, buffer, sandbox: sandbox.clone(), _attached, _place: place })
+}
+
+impl TerminalError {
+    /// The machine may be gone.
+    fn is_of_a_lost_guest(&self) -> bool {
+        matches!(self, TerminalError::Connect(_) | TerminalError::Io(_) | TerminalError::Closed)
+    }
 }
 
 impl Terminal {
+    /// Why there are no more events than these, in the sandbox's own words if it has ended.
+    pub async fn explain(&mut self, error: &TerminalError) -> String {
+        let ended = error.is_of_a_lost_guest() && timeout(END_NOTICE, self.sandbox.ended()).await.is_ok();
+        match self.sandbox.end_cause().filter(|_| ended) {
+            Some(cause) => format!("the sandbox has ended: {cause}"),
+            None => chain(error),
+        }
+    }
+
     /// The first event, which says whether the request was served.
     pub async fn answer(&mut self, patience: Duration) -> Result<Event, TerminalError> {
         timeout(patience + ANSWER_TIMEOUT, self.next()).await.map_err(|_| TerminalError::Silent)?

@@ -26,6 +26,8 @@ pub struct Known {
     pub tier: Option<String>,
     /// The operator's own.
     pub admin: Option<Secret>,
+    /// Let everybody in, whatever keys there are.
+    pub open_to_all: bool,
 }
 
 /// Something that stays out of logs.
@@ -44,8 +46,9 @@ pub struct Keys {
     made: Mutex<HashMap<KeyId, Entry>>,
     /// Makes changes come one after the other.
     changing: tokio::sync::Mutex<()>,
-    /// Nobody is asked for a key.
-    open: AtomicBool,
+    open_to_all: bool,
+    /// There is no key yet.
+    keyless: AtomicBool,
 }
 
 #[derive(Debug, Clone)]
@@ -115,18 +118,14 @@ impl Keys {
             fixed: known.keys.iter().map(of_setting).collect(),
             made: Mutex::new(made),
             changing: tokio::sync::Mutex::default(),
-            open: AtomicBool::new(known.keys.is_empty() && !has_good),
+            open_to_all: known.open_to_all,
+            keyless: AtomicBool::new(known.keys.is_empty() && !has_good),
         })
     }
 
-    /// Whether anyone is let in, as the operator. It ends with the first key.
+    /// Whether anyone is let in, as the operator. It ends with the first key, unless that is what was asked for.
     pub fn is_open(&self) -> bool {
-        self.open.load(Ordering::Relaxed)
-    }
-
-    /// Lets everybody in, whatever keys there are.
-    pub fn open_to_all(&self) {
-        self.open.store(true, Ordering::Relaxed);
+        self.open_to_all || self.keyless.load(Ordering::Relaxed)
     }
 
     /// Who the header `Authorization` is of.
@@ -199,7 +198,7 @@ impl Keys {
         self.store.run(move |db| insert(db, &row, &hash)).await?;
         let tenant = Some(Tenant::of_key(id.clone(), Some(found)));
         self.lock().insert(id.clone(), Entry { view: view.clone(), hash, tenant });
-        self.open.store(false, Ordering::Relaxed);
+        self.keyless.store(false, Ordering::Relaxed);
         tracing::info!(%id, tier, "Made a key");
         Ok(KeyCreated { key, view })
     }
@@ -365,6 +364,14 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_host_that_is_to_be_open_to_all_stays_so() {
+        let store = Store::in_memory().unwrap();
+        let keys = keys(&store, Known { open_to_all: true, ..Known::default() });
+        keys.create("free", None, 7).await.unwrap();
+        assert!(keys.authenticate(None).unwrap().is_operator());
+    }
+
+    #[tokio::test]
     async fn a_rotated_key_is_the_same_tenant_with_another_secret() {
         let store = Store::in_memory().unwrap();
         let keys = keys(&store, Known::default());
@@ -397,7 +404,10 @@ mod tests {
     async fn the_operators_key_lets_in_the_operator() {
         let store = Store::in_memory().unwrap();
         let admin = Some(Secret("pf_admin_x".into()));
-        let keys = keys(&store, Known { keys: secrets(&["pf_live_a"]), admin, tier: Some("pro".into()) });
+        let keys = keys(
+            &store,
+            Known { keys: secrets(&["pf_live_a"]), admin, tier: Some("pro".into()), open_to_all: false },
+        );
         assert!(keys.authenticate(Some("Bearer pf_admin_x")).unwrap().is_operator());
         assert_eq!(keys.authenticate(Some("Bearer pf_live_a")).unwrap().tier().unwrap().sandboxes_max, 50);
         let unknown = keys.create("gold", None, 1).await.unwrap_err();

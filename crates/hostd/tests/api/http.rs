@@ -156,7 +156,7 @@ async fn every_answer_says_how_long_it_took() {
     let folder = tempfile::tempdir().unwrap();
     let template = "mine".to_owned();
     put_template(folder.path(), &template);
-    let host = Host::start(&["--template-dir", folder.path().to_str().unwrap()]).await;
+    let host = Host::start(&["--template-dir", folder.path().to_str().unwrap(), "--auth-disabled"]).await;
     for endpoint in ENDPOINTS {
         let refused = host.send(request_to(endpoint.method, endpoint.path)).await;
         assert!(timing(&refused.headers).contains("total;dur="), "{}", endpoint.path);
@@ -164,6 +164,8 @@ async fn every_answer_says_how_long_it_took() {
         let winner = host.fork(&id, 1).await.remove(0);
         let checkpoint = host.checkpoint(&id).await;
         let pty = host.exited_pty(&id).await;
+        let key =
+            host.post("/v1/keys", &json!({"tier": "pro"})).await.json()["id"].as_str().unwrap().to_owned();
         let names = [
             ("{id}", &id),
             ("{parent}", &id),
@@ -171,6 +173,7 @@ async fn every_answer_says_how_long_it_took() {
             ("{checkpoint}", &checkpoint),
             ("{name}", &template),
             ("{pty}", &pty),
+            ("{key}", &key),
         ];
         let path = names.iter().fold(endpoint.path.to_owned(), |path, (name, id)| path.replace(name, id));
         if path.ends_with("/files/watch") {
@@ -182,6 +185,7 @@ async fn every_answer_says_how_long_it_took() {
         let body = match endpoint.path.rsplit('/').next().unwrap() {
             "exec" => Some(json!({"code": "pass"})),
             "egress" => Some(json!({"egress": false})),
+            "keys" if endpoint.method == Method::Post => Some(json!({"tier": "free"})),
             "restore" => Some(json!({"checkpoint": checkpoint})),
             "pty" if endpoint.method == Method::Post => Some(json!({"shellCmd": "exit 0"})),
             "input" => Some(json!({"data_b64": ""})),

@@ -4,7 +4,9 @@ use crate::host::{Answer, Host, Stream, json_request, until};
 use axum::http::StatusCode;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
+use podflare_wire::limits::TERMINAL_CONNECTIONS_MAX;
 use serde_json::{Value, json};
+use std::time::Duration;
 use tokio::time::Instant;
 use tower::ServiceExt;
 
@@ -231,8 +233,59 @@ async fn the_end_of_a_sandbox_is_told_at_its_terminals() {
     let id = host.create().await;
     let (_, mut stream) = create(&host, &id, &json!({"shellCmd": "bash"})).await;
     host.delete(&id).await;
-    assert_eq!(next(&mut stream).await["type"], "pty_error");
+    let told = json!({"type": "pty_error", "message": "the sandbox has ended: it was deleted"});
+    assert_eq!(next(&mut stream).await, told);
     assert!(stream.next_bytes().await.is_none());
+}
+
+#[tokio::test]
+async fn who_waits_at_a_terminal_of_a_sandbox_that_ends_is_told_that_it_is_not_there() {
+    let host = Host::start(&[]).await;
+    let id = host.create().await;
+    let (pty, _stream) = create(&host, &id, &json!({"shellCmd": "bash"})).await;
+    let body = json!({"since_seq": 0});
+    let read = ask(&host, &id, &pty, "read", &body);
+    let (answer, _) = tokio::join!(read, async {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        host.delete(&id).await
+    });
+    assert_eq!(answer.status, StatusCode::NOT_FOUND, "{}", answer.body);
+    assert!(answer.error().contains("it was deleted"));
+}
+
+#[tokio::test]
+async fn who_waits_at_a_terminal_of_a_sandbox_that_is_restored_waits_on() {
+    let host = Host::start(&[]).await;
+    let id = host.create().await;
+    let (pty, _stream) = create(&host, &id, &json!({"shellCmd": "bash"})).await;
+    let checkpoint = host.checkpoint(&id).await;
+    let body = json!({"since_seq": 0});
+    let read = ask(&host, &id, &pty, "read", &body);
+    let (answer, ()) = tokio::join!(read, async {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert_eq!(host.restore(&id, &checkpoint).await.status, StatusCode::NO_CONTENT);
+        type_in(&host, &id, &pty, "again").await;
+    });
+    assert_eq!(answer.json()["next_seq"], 5, "{}", answer.body);
+}
+
+#[tokio::test]
+async fn a_sandbox_has_no_more_clients_at_its_terminals_than_it_may() {
+    let host = Host::start(&[]).await;
+    let id = host.create().await;
+    let (pty, stream) = create(&host, &id, &json!({"shellCmd": "bash"})).await;
+    let mut streams = vec![stream];
+    for _ in 1..TERMINAL_CONNECTIONS_MAX {
+        streams.push(attach(&host, &id, &pty).await);
+    }
+    let answer = host.get(&format!("/v1/sandboxes/{id}/pty")).await;
+    assert_eq!(answer.status, StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(answer.error(), "64 clients are at terminals of this sandbox already");
+    streams.pop();
+    until("there is a place again", async || {
+        host.get(&format!("/v1/sandboxes/{id}/pty")).await.status == StatusCode::OK
+    })
+    .await;
 }
 
 #[tokio::test(start_paused = true)]
