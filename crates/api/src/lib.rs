@@ -6,6 +6,7 @@
 pub mod capacity;
 pub mod checkpoint;
 pub mod error;
+pub mod event;
 pub mod exec;
 pub mod file;
 pub mod id;

@@ -6,6 +6,7 @@
 use crate::capacity::{Capacity, TemplateCapacity};
 use crate::checkpoint::{CheckpointList, CheckpointRequest, CheckpointView, RestoreRequest};
 use crate::error::ErrorBody;
+use crate::event::{EventList, Happening, LifecycleEvent};
 use crate::exec::{
     ExecEvent, ExecEventKind, ExecList, ExecRequest, ExecState, ExecView, ExitReason, Language,
 };
@@ -15,7 +16,8 @@ use crate::key::{CreateKey, KeyCreated, KeyList, KeyView};
 use crate::network::{AllowList, Egress, NetworkView, SetEgress};
 use crate::pty::{CreatePty, PtyChunk, PtyEvent, PtyInfo, PtyInput, PtyRead, PtyResize};
 use crate::sandbox::{
-    ChildFailure, CreateSandbox, ForkRequest, Forked, SandboxCreated, SandboxList, SandboxState, SandboxView,
+    ChildFailure, CreateSandbox, ExtendSandbox, ForkRequest, Forked, SandboxCreated, SandboxList,
+    SandboxState, SandboxView,
 };
 use crate::template::{TakeState, TemplateList, TemplateProgress, TemplateSize, TemplateState, TemplateView};
 use utoipa::OpenApi;
@@ -47,6 +49,7 @@ pub struct Endpoint {
 pub enum Method {
     Get,
     Put,
+    Patch,
     Post,
     Delete,
 }
@@ -127,6 +130,24 @@ const SILENT: (&str, &str) = ("504", "The guest has not answered in time");
 
 const PATH: QueryParameter =
     path_parameter("path", "Absolute, or relative to /root. Any percent-encoded bytes but NUL");
+const SINCE: QueryParameter = QueryParameter {
+    name: "since",
+    meaning: "Only events with a `seq` above this; otherwise all that are kept",
+    required: false,
+    kind: QueryKind::Number,
+};
+const LIMIT: QueryParameter = QueryParameter {
+    name: "limit",
+    meaning: "At most so many events, up to 1,000",
+    required: false,
+    kind: QueryKind::Number,
+};
+const FOLLOW: QueryParameter = QueryParameter {
+    name: "follow",
+    meaning: "Go on with what happens next, as NDJSON with blank lines as heartbeats; otherwise false",
+    required: false,
+    kind: QueryKind::Flag,
+};
 const MODE: QueryParameter = QueryParameter {
     name: "mode",
     meaning: "Permissions in octal, such as 0644; a file that is replaced keeps its own otherwise",
@@ -194,6 +215,17 @@ pub const ENDPOINTS: &[Endpoint] = &[
         request: Request::None,
         success: Success::Json("SandboxView"),
         errors: &[UNKNOWN],
+        open: false,
+    },
+    Endpoint {
+        method: Method::Patch,
+        path: "/v1/sandboxes/{id}",
+        id: "extend_sandbox",
+        summary: "Gives a sandbox more time, or less",
+        query: &[],
+        request: Request::Json("ExtendSandbox"),
+        success: Success::Json("SandboxView"),
+        errors: &[BAD_BODY, UNKNOWN, LONG_BODY],
         open: false,
     },
     Endpoint {
@@ -645,6 +677,32 @@ pub const ENDPOINTS: &[Endpoint] = &[
         open: false,
     },
     Endpoint {
+        method: Method::Get,
+        path: "/metrics",
+        id: "metrics",
+        summary: "What Prometheus is told, in the OpenMetrics text format; only for the operator",
+        query: &[],
+        request: Request::None,
+        success: Success::Text,
+        errors: &[],
+        open: false,
+    },
+    Endpoint {
+        method: Method::Get,
+        path: "/v1/events",
+        id: "events",
+        summary: "What happens to sandboxes: a list, or with `follow` a stream of one event a line that goes on",
+        query: &[SINCE, LIMIT, FOLLOW],
+        request: Request::None,
+        success: Success::Json("EventList"),
+        errors: &[
+            ("400", "The query cannot be understood"),
+            ("429", "Too many clients follow the events"),
+            FAILED,
+        ],
+        open: false,
+    },
+    Endpoint {
         method: Method::Post,
         path: "/v1/keys",
         id: "create_key",
@@ -715,6 +773,7 @@ pub const ENDPOINTS: &[Endpoint] = &[
     CreateSandbox,
     Egress,
     ErrorBody,
+    EventList,
     ExecEvent,
     ExecEventKind,
     ExecId,
@@ -723,6 +782,7 @@ pub const ENDPOINTS: &[Endpoint] = &[
     ExecState,
     ExecView,
     ExitReason,
+    ExtendSandbox,
     FileEntry,
     FileEvent,
     FileEventKind,
@@ -730,11 +790,13 @@ pub const ENDPOINTS: &[Endpoint] = &[
     FileList,
     Forked,
     ForkRequest,
+    Happening,
     KeyCreated,
     KeyId,
     KeyList,
     KeyView,
     Language,
+    LifecycleEvent,
     NetworkView,
     PtyChunk,
     PtyEvent,
@@ -829,6 +891,7 @@ fn item(endpoint: &Endpoint) -> PathItem {
     let method = match endpoint.method {
         Method::Get => HttpMethod::Get,
         Method::Put => HttpMethod::Put,
+        Method::Patch => HttpMethod::Patch,
         Method::Post => HttpMethod::Post,
         Method::Delete => HttpMethod::Delete,
     };

@@ -44,6 +44,16 @@ pub struct SandboxCreated {
     pub egress: Egress,
 }
 
+/// `PATCH /v1/sandboxes/{id}`. What is left out stays as it is.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ExtendSandbox {
+    /// How long it may live from now on, in seconds. Lowered to what its whole life may be.
+    pub timeout_seconds: Option<u64>,
+    /// Longest time without an execution, in seconds. Lowered to what is offered.
+    pub idle_timeout_seconds: Option<u64>,
+}
+
 /// What a sandbox is doing. Only `Ready` ones are listed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]

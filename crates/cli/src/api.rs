@@ -6,6 +6,7 @@ use anyhow::{Context, bail};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use podflare_api::error::ErrorBody;
+use podflare_api::event::{EventList, LifecycleEvent};
 use podflare_api::exec::{ExecEvent, ExecEventKind, ExecRequest};
 use podflare_api::id::{KeyId, PtyId, SandboxId};
 use podflare_api::key::{CreateKey, KeyCreated, KeyList, KeyView};
@@ -148,6 +149,30 @@ impl Client {
         let mut answer = self.checked(request.call())?;
         let list: KeyList = answer.body_mut().read_json().context("Cannot read the list of keys")?;
         Ok(list.keys)
+    }
+
+    /// The next events after a number, oldest first; none when there are no more.
+    pub(crate) fn events(&self, since: u64) -> anyhow::Result<Vec<LifecycleEvent>> {
+        let request = self.agent.get(self.address(&format!("/events?since={since}")));
+        let mut answer = self.checked(request.header("authorization", self.authorization()).call())?;
+        let list: EventList = answer.body_mut().read_json().context("Cannot read the events")?;
+        Ok(list.events)
+    }
+
+    /// Hands over what happens, until the host ends.
+    pub(crate) fn follow_events(
+        &self,
+        since: u64,
+        mut each: impl FnMut(LifecycleEvent) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        let get = self.agent.get(self.address(&format!("/events?follow=true&since={since}")));
+        let answer = self.checked(get.header("authorization", self.authorization()).call())?;
+        let mut stream = BufReader::new(answer.into_body().into_reader());
+        loop {
+            if let Some(event) = next_event::<LifecycleEvent>(&mut stream)? {
+                each(event)?;
+            }
+        }
     }
 
     /// Runs code and hands over its output line by line; gives the exit code.

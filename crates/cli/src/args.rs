@@ -40,6 +40,8 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: TemplateCommand,
     },
+    /// Tell what has happened to sandboxes, and with -f what happens next
+    Events(Events),
     /// Keys, with which others use a host
     Keys {
         #[command(subcommand)]
@@ -122,6 +124,21 @@ pub(crate) struct TemplateRm {
     #[command(flatten)]
     pub(crate) host: Host,
     pub(crate) name: String,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Events {
+    #[command(flatten)]
+    pub(crate) host: Host,
+    /// Go on with what happens next
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+    /// Only events with a number above this
+    #[arg(long, value_name = "SEQ")]
+    pub(crate) since: Option<u64>,
+    /// One JSON object a line
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Subcommand)]

@@ -46,6 +46,7 @@ fn run(args: Args, output: &Output) -> anyhow::Result<ExitCode> {
         Command::Template { command: TemplateCommand::Rm(rm) } => {
             commands::template::rm(&rm, &places, output)
         }
+        Command::Events(events) => commands::events::run(&events, &places, output),
         Command::Keys { command: KeyCommand::Create(create) } => {
             commands::keys::create(&create, &places, output)
         }

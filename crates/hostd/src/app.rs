@@ -1,12 +1,16 @@
 //! Every long-lived part of the daemon, wired in one place, and its life from start to shutdown.
 
 use crate::config::Settings;
-use crate::http::{self, limits::LONG_BODIES_MAX};
+use crate::http;
+use crate::http::limits::{FOLLOWERS_MAX, LONG_BODIES_MAX};
+use crate::journal::Journal;
+use crate::metrics::Metrics;
 use crate::network::Network;
 use crate::network::egress::Egress;
 use crate::pool;
 use crate::pool::activity::Activity;
 use crate::pool::policy::Memory;
+use crate::records::Records;
 use crate::sandbox::admission::Admission;
 use crate::sandbox::copies::{self, CopyError, CopyTimes, Limits, Means, OwnCopy};
 use crate::sandbox::registry::Registry;
@@ -19,6 +23,7 @@ use crate::template::variant::Variant;
 use crate::template::{Template, folder, keep};
 use crate::tenant::{Keys, Tenant};
 use crate::vmm::{Machine, Vmm};
+use podflare_api::event::Happening;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -52,7 +57,11 @@ pub struct App {
     pub admission: Admission,
     pub network: Network,
     pub keys: Keys,
+    pub journal: Journal,
+    pub metrics: Metrics,
     pub room: Room,
+    /// One permit for each client that may follow the events.
+    pub followers: Arc<Semaphore>,
     /// One permit for each long request body that may be in memory.
     pub long_bodies: Semaphore,
     vmm: Arc<dyn Vmm>,
@@ -73,10 +82,10 @@ pub async fn run(
     settings: Settings,
     vmm: Arc<dyn Vmm>,
     network: Network,
-    keys: Keys,
+    records: Records,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), RunError> {
-    let app = App::new(settings, vmm, network, keys);
+    let app = App::new(settings, vmm, network, records);
     let (stop, stopped) = oneshot::channel::<()>();
     let mut server = tokio::spawn(http::serve(listener, http::router(app.clone()), async {
         // An error means that the sender is gone, which is a reason to stop, too.
@@ -113,7 +122,7 @@ async fn stop_keeping(keeper: JoinHandle<BootError>) {
 
 impl App {
     /// Looks for templates in their folder.
-    pub fn new(settings: Settings, vmm: Arc<dyn Vmm>, network: Network, keys: Keys) -> Arc<App> {
+    pub fn new(settings: Settings, vmm: Arc<dyn Vmm>, network: Network, records: Records) -> Arc<App> {
         let admission = Admission::of_this_host();
         let folder = settings.template_dir.as_deref();
         let templates = folder.map_or_else(Vec::new, |folder| folder::read_all(folder, settings.sizes));
@@ -124,7 +133,10 @@ impl App {
             room: Room::new(settings.sandboxes_max),
             vmm,
             network,
-            keys,
+            keys: records.keys,
+            journal: records.journal,
+            metrics: Metrics::default(),
+            followers: Arc::new(Semaphore::new(FOLLOWERS_MAX)),
             endings: Semaphore::new(ENDINGS_PER_PROCESSOR * admission.processors()),
             admission,
             long_bodies: Semaphore::new(LONG_BODIES_MAX),
@@ -141,6 +153,7 @@ impl App {
             error = keep::keep_always(self) => error,
             never = pool::keep_filled(self) => match never {},
             never = self.network.keep(quiet) => match never {},
+            never = self.journal.keep() => match never {},
         }
     }
 
@@ -193,6 +206,13 @@ impl App {
             let (cause, slot) = task.run().await;
             app.registry.retire(&handle, &cause);
             app.templates.forget(&handle);
+            // What was never given out was nobody's.
+            if slot.is_some() && !cause.is_replacement() {
+                app.metrics.count_end(&cause);
+                let closed =
+                    Happening::Closed { sandbox: handle.identity().id.clone(), reason: cause.to_string() };
+                app.journal.record(&handle.tenant(), closed);
+            }
             app.end_machine(&handle, &cause).await;
             drop(slot);
         });
@@ -244,5 +264,6 @@ impl App {
         if timeout(SHUTDOWN_TIMEOUT, self.vmm.none_left()).await.is_err() {
             tracing::warn!("Some machines had not ended when the host shut down");
         }
+        self.journal.finish().await;
     }
 }

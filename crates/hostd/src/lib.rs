@@ -9,8 +9,11 @@ pub mod config;
 
 pub mod app;
 pub mod http;
+pub mod journal;
+pub mod metrics;
 pub mod network;
 pub mod pool;
+pub mod records;
 pub mod sandbox;
 pub mod store;
 pub mod template;

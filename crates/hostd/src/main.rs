@@ -6,8 +6,8 @@ use podflare_hostd::config::{Arguments, LogFormat, Machines, NetworkSettings, Se
 use podflare_hostd::network::fake::FakeDriver;
 use podflare_hostd::network::linux::LinuxDriver;
 use podflare_hostd::network::{Network, dns, gateway_of};
+use podflare_hostd::records::Records;
 use podflare_hostd::store::Store;
-use podflare_hostd::tenant::Keys;
 use podflare_hostd::vmm::Vmm;
 use podflare_hostd::vmm::fake::FakeVmm;
 use podflare_hostd::vmm::process::ProcessVmm;
@@ -43,7 +43,7 @@ async fn serve() -> Result<()> {
     let listener = TcpListener::bind(settings.listen)
         .await
         .with_context(|| format!("Could not listen on {}", settings.listen))?;
-    let keys = keys(&settings)?;
+    let records = records(&settings)?;
     let shutdown = async {
         tokio::select! {
             _ = terminate.recv() => {}
@@ -53,7 +53,7 @@ async fn serve() -> Result<()> {
     };
     tracing::info!(listen = %settings.listen, "Serving");
     let network = network(&settings).await;
-    let result = podflare_hostd::run(listener, settings, vmm, network.clone(), keys, shutdown).await;
+    let result = podflare_hostd::run(listener, settings, vmm, network.clone(), records, shutdown).await;
     if network.is_there() {
         network.close().await;
     }
@@ -74,17 +74,17 @@ fn start_log(settings: &Settings) -> Result<()> {
 }
 
 /// Refuses to serve everyone unless only this machine's users are everyone, or that is what was asked for.
-fn keys(settings: &Settings) -> Result<Keys> {
+fn records(settings: &Settings) -> Result<Records> {
     let store = match settings.machines {
         Machines::Fake => Store::in_memory()?,
         Machines::Processes { .. } => Store::open(&settings.data_dir)?,
     };
-    let keys = Keys::load(store, settings.tiers.clone(), settings.keys.clone())?;
-    if keys.is_open() {
+    let records = Records::read(store, settings)?;
+    if records.keys.is_open() {
         settings.check_open()?;
         tracing::warn!(address = %settings.reached_at, "Serving without keys: whoever reaches the address is let in");
     }
-    Ok(keys)
+    Ok(records)
 }
 
 fn machines(settings: &Settings) -> Result<Arc<dyn Vmm>> {

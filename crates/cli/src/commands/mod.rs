@@ -2,6 +2,7 @@
 
 pub(crate) mod doctor;
 pub(crate) mod down;
+pub(crate) mod events;
 pub(crate) mod image;
 pub(crate) mod keys;
 pub(crate) mod ls;

@@ -2,6 +2,7 @@
 
 use super::auth::NotOperator;
 use super::body::is_late;
+use super::events::TooManyFollowers;
 use super::files::{self, query::QueryError};
 use super::json::BodyError;
 use super::origin::OriginError;
@@ -20,6 +21,7 @@ use crate::sandbox::registry::{FindCheckpointError, FindError};
 use crate::sandbox::restore::RestoreError;
 use crate::sandbox::terminal::TerminalError;
 use crate::slots::NoSlot;
+use crate::store::StoreError;
 use crate::template::folder::FolderError;
 use crate::template::shelf::{RemoveError, UseError};
 use crate::template::take::TakeError as TakeTemplateError;
@@ -89,6 +91,24 @@ impl From<AuthError> for ApiError {
 impl From<NotOperator> for ApiError {
     fn from(error: NotOperator) -> ApiError {
         ApiError::new(StatusCode::FORBIDDEN, &error)
+    }
+}
+
+impl From<std::fmt::Error> for ApiError {
+    fn from(error: std::fmt::Error) -> ApiError {
+        ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, &error)
+    }
+}
+
+impl From<TooManyFollowers> for ApiError {
+    fn from(error: TooManyFollowers) -> ApiError {
+        ApiError::new(StatusCode::TOO_MANY_REQUESTS, &error)
+    }
+}
+
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> ApiError {
+        ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, &error)
     }
 }
 

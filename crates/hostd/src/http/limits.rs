@@ -36,6 +36,9 @@ pub(super) const EXEC_BODY_LEN_MAX: usize = 2 * CODE_LEN_MAX;
 /// The longest body about a terminal: its program, variables and directory, with room for what JSON must escape.
 pub(super) const PTY_BODY_LEN_MAX: usize = 1024 * 1024;
 
+/// Clients that follow the host's events at once.
+pub(crate) const FOLLOWERS_MAX: usize = 64;
+
 /// Bodies over `BODY_LEN_MAX`, or of unknown length, that are in memory at once, and how long one more waits.
 pub(crate) const LONG_BODIES_MAX: usize = 8;
 pub(super) const LONG_BODY_TURN_TIMEOUT: Duration = Duration::from_secs(8);

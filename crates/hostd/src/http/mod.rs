@@ -4,6 +4,7 @@ mod auth;
 mod body;
 mod checkpoints;
 mod error;
+mod events;
 mod exec;
 mod files;
 mod json;
@@ -36,7 +37,10 @@ pub fn router(app: Arc<App>) -> Router {
     let pty_limit = DefaultBodyLimit::max(PTY_BODY_LEN_MAX);
     let for_callers = Router::new()
         .route("/v1/sandboxes", post(sandboxes::create).get(sandboxes::list))
-        .route("/v1/sandboxes/{id}", get(sandboxes::inspect).delete(sandboxes::delete))
+        .route(
+            "/v1/sandboxes/{id}",
+            get(sandboxes::inspect).patch(sandboxes::extend).delete(sandboxes::delete),
+        )
         .route("/v1/sandboxes/{id}/fork", post(sandboxes::fork))
         .route("/v1/sandboxes/{id}/merge_into/{winner}", post(sandboxes::merge_into))
         .route("/v1/sandboxes/{id}/checkpoints", post(checkpoints::take).get(checkpoints::list_of_sandbox))
@@ -69,9 +73,11 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/templates", get(templates::list))
         .route("/v1/templates/{name}", get(templates::inspect))
         .route("/v1/capacity", get(node::capacity))
+        .route("/v1/events", get(events::events))
         .route_layer(from_fn_with_state(app.clone(), visible::require_visible));
     let for_operator = Router::new()
         .route("/v1/templates/{name}", post(templates::take).delete(templates::remove))
+        .route("/metrics", get(node::metrics))
         .route("/v1/keys", post(keys::create).get(keys::list))
         .route("/v1/keys/{key}", delete(keys::revoke))
         .route("/v1/keys/{key}/rotate", post(keys::rotate))
@@ -86,6 +92,6 @@ pub fn router(app: Arc<App>) -> Router {
         .method_not_allowed_fallback(error::wrong_method)
         .layer(DefaultBodyLimit::max(BODY_LEN_MAX))
         .layer(from_fn_with_state(app.clone(), origin::refuse_foreign_pages))
-        .layer(from_fn(observe::observe))
+        .layer(from_fn_with_state(app.clone(), observe::observe))
         .with_state(app)
 }

@@ -1,19 +1,23 @@
 //! What every request gets: a span that joins the caller's trace, and `Server-Timing`.
 
+use crate::app::App;
 use crate::phases::Phases;
-use axum::extract::Request;
+use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::middleware::Next;
 use axum::response::Response;
 use std::fmt::Write;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tracing::Instrument;
 
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
-pub(super) async fn observe(request: Request, next: Next) -> Response {
+pub(super) async fn observe(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let begun = Instant::now();
+    let route = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
+    let method = request.method().clone();
     let (trace_id, parent_span_id) = trace_parent(request.headers()).unwrap_or_default();
     let span = tracing::info_span!(
         "http_request",
@@ -29,6 +33,8 @@ pub(super) async fn observe(request: Request, next: Next) -> Response {
         if let Ok(value) = HeaderValue::try_from(server_timing(&phases, took)) {
             response.headers_mut().insert(SERVER_TIMING, value);
         }
+        let status = response.status().as_u16();
+        app.metrics.count_answer(method.as_str(), route.as_deref().unwrap_or("none"), status, took);
         tracing::debug!(status = response.status().as_u16(), took_us = took.as_micros(), "Answered");
         response
     }

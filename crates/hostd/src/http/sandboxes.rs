@@ -6,11 +6,13 @@ use super::json::JsonBody;
 use super::path::Ids;
 use crate::app::App;
 use crate::phases::Phases;
-use crate::sandbox::{create, fork, merge, ping};
+use crate::sandbox::{create, extend, fork, merge, ping};
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::{Extension, Json};
-use podflare_api::sandbox::{CreateSandbox, ForkRequest, Forked, SandboxCreated, SandboxList, SandboxView};
+use podflare_api::sandbox::{
+    CreateSandbox, ExtendSandbox, ForkRequest, Forked, SandboxCreated, SandboxList, SandboxView,
+};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -38,6 +40,14 @@ pub(super) async fn inspect(
     Ids(id): Ids<String>,
 ) -> Result<Json<SandboxView>, ApiError> {
     Ok(Json(app.registry.find(&id)?.view()))
+}
+
+pub(super) async fn extend(
+    State(app): State<Arc<App>>,
+    Ids(id): Ids<String>,
+    JsonBody(request): JsonBody<ExtendSandbox>,
+) -> Result<Json<SandboxView>, ApiError> {
+    Ok(Json(extend::extend(&app, &id, &request)?))
 }
 
 /// One round trip to the guest's agent, whose time is the answer.

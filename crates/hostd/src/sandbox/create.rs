@@ -18,6 +18,7 @@ use crate::template::shelf::UseError;
 use crate::template::variant::{InUse, Variant};
 use crate::template::{Availability, Shape, Template};
 use crate::tenant::Tenant;
+use podflare_api::event::Happening;
 use podflare_api::sandbox::{CreateSandbox, SandboxCreated, SandboxView};
 use std::sync::Arc;
 use std::time::Duration;
@@ -98,7 +99,11 @@ pub async fn create(
         }
         sandbox.lease(terms, Instant::now().into_std(), unix_time_ms(), slot);
         match app.registry.insert(std::slice::from_ref(&sandbox)) {
-            Ok(()) => return Ok((created(sandbox.view()), phases)),
+            Ok(()) => {
+                let (sandbox, template) = (sandbox.view(), sandbox.shape().template.clone());
+                app.journal.record(tenant, Happening::Created { sandbox: sandbox.id.clone(), template });
+                return Ok((created(sandbox), phases));
+            }
             Err(InsertError::Ended) => {}
             Err(InsertError::Closed) => {
                 sandbox.end(EndCause::Shutdown);

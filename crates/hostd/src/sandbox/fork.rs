@@ -13,6 +13,8 @@ use crate::phases::Phases;
 use crate::slots::{NoSlot, Slots};
 use crate::tenant::Tenant;
 use crate::vmm::Machine;
+use podflare_api::event::Happening;
+use podflare_api::id::SandboxId;
 use podflare_api::sandbox::{ChildFailure, FORK_CHILDREN_MAX, ForkRequest, Forked};
 use std::sync::Arc;
 use tokio::time::Instant;
@@ -37,6 +39,15 @@ pub enum ForkError {
 
 fn first_of(failures: &[ChildFailure]) -> String {
     failures.first().map(|failure| format!("child {}: {}", failure.child, failure.error)).unwrap_or_default()
+}
+
+impl Lineage {
+    fn forked(&self, sandbox: SandboxId) -> Happening {
+        let Lineage { parent, checkpoint, .. } = self;
+        // Whatever is forked has an id.
+        let parent = parent.clone().unwrap_or_else(|| sandbox.clone());
+        Happening::Forked { sandbox, parent, checkpoint: checkpoint.clone() }
+    }
 }
 
 /// What children have from what they are copies of.
@@ -108,10 +119,16 @@ pub(super) async fn make_children(
     if family.is_failed() {
         return Err(family.into_error());
     }
-    family.launch(app, copies, &heritage(), slots);
+    let heritage = heritage();
+    family.launch(app, copies, &heritage, slots);
+    let lineage = heritage.lineage;
     family.register(app)?;
     family.failures.sort_by_key(|failure| failure.child);
-    let children = family.children.iter().map(|(_, child)| child.identity().id.clone()).collect();
+    let children: Vec<SandboxId> =
+        family.children.iter().map(|(_, child)| child.identity().id.clone()).collect();
+    for sandbox in &children {
+        app.journal.record(&tenant, lineage.forked(sandbox.clone()));
+    }
     tracing::debug!(n, failures = family.failures.len(), "Forked");
     let forked = Forked { children, failures: family.failures };
     Ok((forked, times.record(Phases::default().with("wait", wait))))

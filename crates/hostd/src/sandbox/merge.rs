@@ -5,6 +5,7 @@ use super::network::find_for_change;
 use super::registry::FindError;
 use crate::app::App;
 use crate::network::NetworkError;
+use podflare_api::event::Happening;
 
 #[derive(Debug, thiserror::Error)]
 pub enum MergeError {
@@ -35,6 +36,9 @@ pub async fn merge_into(app: &App, parent: &str, winner: &str) -> Result<(), Mer
     if let Err(error) = app.registry.merge(parent, winner) {
         heir.set_egress(&former).await?;
         return Err(error.into());
+    }
+    if let (Ok(sandbox), Ok(winner)) = (parent.parse(), winner.parse()) {
+        app.journal.record(&heir.tenant(), Happening::Merged { sandbox, winner });
     }
     tracing::debug!(parent, winner, "Merged a sandbox");
     Ok(())

@@ -21,6 +21,7 @@ pub mod create;
 pub mod events;
 pub mod execs;
 pub mod execution;
+pub mod extend;
 pub mod files;
 pub mod fork;
 pub mod grow;
@@ -186,6 +187,16 @@ impl Sandbox {
             identity.tenant = slot.tenant().clone();
         }
         self.tell(Command::Lease { terms, started, slot });
+    }
+
+    /// Changes its lease's terms, from its start on.
+    pub fn set_terms(&self, terms: Terms) {
+        let started = {
+            let mut identity = self.identity();
+            identity.terms = terms;
+            identity.started
+        };
+        self.tell(Command::TakeOver { terms, started });
     }
 
     /// Runs code, or gives it back if the sandbox has ended.

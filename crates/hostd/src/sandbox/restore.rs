@@ -10,6 +10,7 @@ use super::state::EndCause;
 use crate::app::App;
 use crate::phases::Phases;
 use crate::slots::NoSlot;
+use podflare_api::event::Happening;
 use podflare_api::id::{CheckpointId, SandboxId};
 use std::sync::Arc;
 use tokio::time::Instant;
@@ -78,6 +79,8 @@ pub async fn restore(app: &Arc<App>, id: &str, wanted: &CheckpointId) -> Result<
         heir.end(cause);
         return Err(error);
     }
+    let restored = Happening::Restored { sandbox: heir.identity().id.clone(), checkpoint: wanted.clone() };
+    app.journal.record(&heir.tenant(), restored);
     tracing::debug!(id, checkpoint = %wanted, "Restored a sandbox");
     Ok(times.record(Phases::default().with("wait", wait)))
 }

@@ -19,6 +19,10 @@ pub struct TermsOffered {
 }
 
 impl TermsOffered {
+    pub fn lowered(&self, asked: Terms) -> Terms {
+        Terms { life: asked.life.min(self.max.life), idle: asked.idle.min(self.max.idle) }
+    }
+
     /// The terms for what was asked, in seconds; nothing is shorter than one.
     pub fn terms(&self, life_seconds: Option<u64>, idle_seconds: Option<u64>) -> Terms {
         let within = |asked: Option<u64>, default: Duration, max: Duration| {
@@ -125,6 +129,28 @@ pub enum EndCause {
     /// The pool had more members than it needs, or newer ones.
     Surplus,
     Shutdown,
+}
+
+impl EndCause {
+    /// In one word.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            EndCause::Deleted | EndCause::SandboxDeleted(_) => "deleted",
+            EndCause::Idle(_) => "idle",
+            EndCause::LifeOver(_) => "lifetime",
+            EndCause::MergedInto(_) | EndCause::ReplacedBy(_) => "merged",
+            EndCause::RestoredTo(_) => "restored",
+            EndCause::MachineEnded(_) => "machine",
+            EndCause::AgentLost(_) => "agent",
+            EndCause::Surplus => "surplus",
+            EndCause::Shutdown => "shutdown",
+        }
+    }
+
+    /// Its id goes on with another machine.
+    pub fn is_replacement(&self) -> bool {
+        matches!(self, EndCause::ReplacedBy(_) | EndCause::RestoredTo(_))
+    }
 }
 
 impl fmt::Display for EndCause {

@@ -2,7 +2,7 @@
 
 use rusqlite::Connection;
 
-const STEPS: [&str; 1] = [
+const STEPS: [&str; 2] = [
     // Times are milliseconds since 1970-01-01 UTC.
     "CREATE TABLE keys (
         id TEXT PRIMARY KEY,
@@ -13,6 +13,13 @@ const STEPS: [&str; 1] = [
         created_at_ms INTEGER NOT NULL,
         revoked_at_ms INTEGER
     ) STRICT;",
+    "CREATE TABLE events (
+        seq INTEGER PRIMARY KEY AUTOINCREMENT,
+        at_ms INTEGER NOT NULL,
+        key TEXT,
+        what TEXT NOT NULL
+    ) STRICT;
+    CREATE INDEX events_of_key ON events (key, seq);",
 ];
 
 pub(super) enum Migrated {

@@ -13,9 +13,9 @@ use podflare_hostd::http::router;
 use podflare_hostd::network::Network;
 use podflare_hostd::network::fake::FakeDriver;
 use podflare_hostd::pool::Pool;
+use podflare_hostd::records::Records;
 use podflare_hostd::store::Store;
 use podflare_hostd::template::Availability;
-use podflare_hostd::tenant::Keys;
 use podflare_hostd::vmm::fake::FakeVmm;
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -47,13 +47,9 @@ pub(crate) fn settings(arguments: &[&str]) -> Settings {
     Arguments::parse_from(program.iter().chain(arguments)).resolve().unwrap()
 }
 
-/// No keys: everyone is the operator.
-pub(crate) fn keys() -> Keys {
-    keys_of(&settings(&[]))
-}
-
-fn keys_of(settings: &Settings) -> Keys {
-    Keys::load(Store::in_memory().unwrap(), settings.tiers.clone(), settings.keys.clone()).unwrap()
+/// Those of a host that has never run.
+pub(crate) fn records(settings: &Settings) -> Records {
+    Records::read(Store::in_memory().unwrap(), settings).unwrap()
 }
 
 impl Host {
@@ -75,9 +71,9 @@ impl Host {
             panic!("a fake network costs nothing")
         };
         let network = FakeDriver::new(*subnet);
-        let keys = keys_of(&settings);
+        let records = records(&settings);
         let network_handle = Network::new(Box::new(network.clone()));
-        let app = App::new(settings, Arc::new(vmm.clone()), network_handle, keys);
+        let app = App::new(settings, Arc::new(vmm.clone()), network_handle, records);
         let kept = app.clone();
         let keeper = tokio::spawn(async move { kept.keep().await }).abort_handle();
         Host { app, vmm, network, keeper }

@@ -249,6 +249,7 @@ fn request_to(method: Method, path: &str) -> Request<Body> {
     let request = match method {
         Method::Get => Request::get(path),
         Method::Put => Request::put(path),
+        Method::Patch => Request::patch(path),
         Method::Post => Request::post(path),
         Method::Delete => Request::delete(path),
     };

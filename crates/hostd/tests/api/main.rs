@@ -5,6 +5,7 @@
 mod checkpoint;
 mod connection;
 mod create;
+mod events;
 mod exec;
 mod execs;
 mod files;
@@ -12,6 +13,7 @@ mod fork;
 mod host;
 mod http;
 mod merge;
+mod metrics;
 mod network;
 mod ping;
 mod pool;

@@ -1,6 +1,6 @@
 //! The daemon as a whole, on a real socket: start, serve, shut down.
 
-use crate::host::{keys, settings};
+use crate::host::{records, settings};
 use podflare_hostd::app::RunError;
 use podflare_hostd::network::Network;
 use podflare_hostd::vmm::fake::FakeVmm;
@@ -32,7 +32,7 @@ impl Daemon {
             settings(&[]),
             machines,
             Network::none(),
-            keys(),
+            records(&settings(&[])),
             shutdown,
         ));
         Daemon { address, vmm, stop, running }
@@ -164,7 +164,7 @@ async fn a_template_that_does_not_boot_ends_the_daemon_with_its_console() {
         settings(&[]),
         Arc::new(vmm.clone()),
         Network::none(),
-        keys(),
+        records(&settings(&[])),
         std::future::pending(),
     )
     .await

@@ -21,6 +21,8 @@ pub(in super::super) enum QueryError {
     Flag { name: &'static str },
     #[error("{name} is a whole number from 1 on")]
     Number { name: &'static str },
+    #[error("{name} is a whole number from 0 on")]
+    Whole { name: &'static str },
     #[error("{name} is an octal number up to 7777")]
     Mode { name: &'static str },
 }
@@ -64,7 +66,7 @@ impl Query {
         Ok(path.to_vec())
     }
 
-    pub(super) fn flag(&self, name: &'static str) -> Result<bool, ApiError> {
+    pub(in crate::http) fn flag(&self, name: &'static str) -> Result<bool, ApiError> {
         match self.text(name) {
             None | Some("false" | "0") => Ok(false),
             Some("true" | "1") => Ok(true),
@@ -72,7 +74,13 @@ impl Query {
         }
     }
 
-    pub(super) fn number(&self, name: &'static str) -> Result<Option<u32>, ApiError> {
+    /// From 0 on.
+    pub(in crate::http) fn whole(&self, name: &'static str) -> Result<Option<u64>, ApiError> {
+        let number = self.text(name).map(|text| text.parse().ok());
+        number.map(|number| number.ok_or(QueryError::Whole { name }.into())).transpose()
+    }
+
+    pub(in crate::http) fn number(&self, name: &'static str) -> Result<Option<u32>, ApiError> {
         let number = self.text(name).map(|text| text.parse().ok().filter(|number| *number > 0));
         number.map(|number| number.ok_or(QueryError::Number { name }.into())).transpose()
     }
@@ -112,6 +120,8 @@ mod tests {
         assert_eq!(query.number("d").ok(), Some(Some(7)));
         assert_eq!(query.number("none").ok(), Some(None));
         assert!(query.number("e").is_err());
+        assert_eq!(query.whole("e").ok(), Some(Some(0)));
+        assert!(query.whole("f").is_err());
         assert!(query.number("f").is_err());
         for (text, mode) in [("mode=0644", Some(0o644)), ("mode=7777", Some(0o7777)), ("", None)] {
             assert_eq!(Query::parse(text).mode().ok(), Some(mode), "{text}");
