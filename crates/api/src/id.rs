@@ -115,6 +115,15 @@ id!(
     "key_2f7c2a4f9d0e4b7f8c0d5b1a3e6f7081"
 );
 
+id!(
+    /// A webhook: `whk_` and 32 lowercase hexadecimal digits.
+    WebhookId,
+    "webhook",
+    "whk_",
+    "^whk_[0-9a-f]{32}$",
+    "whk_3f333df690a44fda8dd39485d27cee36"
+);
+
 fn random(prefix: &str) -> String {
     format!("{prefix}{}", uuid::Uuid::new_v4().simple())
 }

@@ -16,3 +16,4 @@ pub mod openapi;
 pub mod pty;
 pub mod sandbox;
 pub mod template;
+pub mod webhook;

@@ -11,7 +11,7 @@ use crate::exec::{
     ExecEvent, ExecEventKind, ExecList, ExecRequest, ExecState, ExecView, ExitReason, Language,
 };
 use crate::file::{FileEntry, FileEvent, FileEventKind, FileKind, FileList};
-use crate::id::{CheckpointId, ExecId, KeyId, PtyId, SandboxId};
+use crate::id::{CheckpointId, ExecId, KeyId, PtyId, SandboxId, WebhookId};
 use crate::key::{CreateKey, KeyCreated, KeyList, KeyView};
 use crate::network::{AllowList, Egress, NetworkView, SetEgress};
 use crate::pty::{CreatePty, PtyChunk, PtyEvent, PtyInfo, PtyInput, PtyRead, PtyResize};
@@ -20,6 +20,7 @@ use crate::sandbox::{
     SandboxState, SandboxView,
 };
 use crate::template::{TakeState, TemplateList, TemplateProgress, TemplateSize, TemplateState, TemplateView};
+use crate::webhook::{CreateWebhook, WebhookCreated, WebhookList, WebhookView};
 use utoipa::OpenApi;
 use utoipa::openapi::path::{HttpMethod, OperationBuilder, Parameter, ParameterBuilder, ParameterIn};
 use utoipa::openapi::request_body::{RequestBody, RequestBodyBuilder};
@@ -704,6 +705,39 @@ pub const ENDPOINTS: &[Endpoint] = &[
     },
     Endpoint {
         method: Method::Post,
+        path: "/v1/webhooks",
+        id: "create_webhook",
+        summary: "Has an address told of events from now on, signed with a secret that is shown this once",
+        query: &[],
+        request: Request::Json("CreateWebhook"),
+        success: Success::Json("WebhookCreated"),
+        errors: &[BAD_BODY, LONG_BODY, ("409", "There are as many webhooks as there may be"), FAILED],
+        open: false,
+    },
+    Endpoint {
+        method: Method::Get,
+        path: "/v1/webhooks",
+        id: "list_webhooks",
+        summary: "Lists webhooks, and how far each has been told",
+        query: &[],
+        request: Request::None,
+        success: Success::Json("WebhookList"),
+        errors: &[],
+        open: false,
+    },
+    Endpoint {
+        method: Method::Delete,
+        path: "/v1/webhooks/{webhook}",
+        id: "delete_webhook",
+        summary: "Has an address told no more",
+        query: &[],
+        request: Request::None,
+        success: Success::Empty,
+        errors: &[("404", "There is no such webhook"), FAILED],
+        open: false,
+    },
+    Endpoint {
+        method: Method::Post,
         path: "/v1/keys",
         id: "create_key",
         summary: "Makes a key, which is shown this once; only for the operator",
@@ -771,6 +805,7 @@ pub const ENDPOINTS: &[Endpoint] = &[
     CreateKey,
     CreatePty,
     CreateSandbox,
+    CreateWebhook,
     Egress,
     ErrorBody,
     EventList,
@@ -819,6 +854,10 @@ pub const ENDPOINTS: &[Endpoint] = &[
     TemplateSize,
     TemplateState,
     TemplateView,
+    WebhookCreated,
+    WebhookId,
+    WebhookList,
+    WebhookView,
 )))]
 struct Schemas;
 

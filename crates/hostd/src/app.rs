@@ -23,6 +23,7 @@ use crate::template::variant::Variant;
 use crate::template::{Template, folder, keep};
 use crate::tenant::{Keys, Tenant};
 use crate::vmm::{Machine, Vmm};
+use crate::webhook::Webhooks;
 use podflare_api::event::Happening;
 use std::sync::Arc;
 use std::time::Duration;
@@ -57,7 +58,8 @@ pub struct App {
     pub admission: Admission,
     pub network: Network,
     pub keys: Keys,
-    pub journal: Journal,
+    pub journal: Arc<Journal>,
+    pub webhooks: Arc<Webhooks>,
     pub metrics: Metrics,
     pub room: Room,
     /// One permit for each client that may follow the events.
@@ -135,6 +137,7 @@ impl App {
             network,
             keys: records.keys,
             journal: records.journal,
+            webhooks: records.webhooks,
             metrics: Metrics::default(),
             followers: Arc::new(Semaphore::new(FOLLOWERS_MAX)),
             endings: Semaphore::new(ENDINGS_PER_PROCESSOR * admission.processors()),
@@ -154,6 +157,7 @@ impl App {
             never = pool::keep_filled(self) => match never {},
             never = self.network.keep(quiet) => match never {},
             never = self.journal.keep() => match never {},
+            never = self.webhooks.tell(&self.journal) => match never {},
         }
     }
 

@@ -20,6 +20,7 @@ pub mod template;
 pub mod tenant;
 pub mod tier;
 pub mod vmm;
+pub mod webhook;
 
 mod chain;
 mod phases;

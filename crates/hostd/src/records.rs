@@ -4,11 +4,14 @@ use crate::config::Settings;
 use crate::journal::Journal;
 use crate::store::{Store, StoreError};
 use crate::tenant::{Keys, KeysError};
+use crate::webhook::Webhooks;
+use std::sync::Arc;
 
 #[derive(Debug)]
 pub struct Records {
     pub keys: Keys,
-    pub journal: Journal,
+    pub journal: Arc<Journal>,
+    pub webhooks: Arc<Webhooks>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -17,12 +20,15 @@ pub enum RecordsError {
     Keys(#[from] KeysError),
     #[error("Could not read the events")]
     Journal(#[source] StoreError),
+    #[error("Could not read the webhooks")]
+    Webhooks(#[source] StoreError),
 }
 
 impl Records {
     pub fn read(store: Store, settings: &Settings) -> Result<Records, RecordsError> {
         let keys = Keys::load(store.clone(), settings.tiers.clone(), settings.keys.clone())?;
-        let journal = Journal::open(store).map_err(RecordsError::Journal)?;
-        Ok(Records { keys, journal })
+        let journal = Journal::open(store.clone()).map_err(RecordsError::Journal)?;
+        let webhooks = Webhooks::load(store).map_err(RecordsError::Webhooks)?;
+        Ok(Records { keys, journal: Arc::new(journal), webhooks: Arc::new(webhooks) })
     }
 }

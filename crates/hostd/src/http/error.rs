@@ -26,6 +26,7 @@ use crate::template::folder::FolderError;
 use crate::template::shelf::{RemoveError, UseError};
 use crate::template::take::TakeError as TakeTemplateError;
 use crate::tenant::{AuthError, KeyError};
+use crate::webhook::WebhookError;
 use axum::Json;
 use axum::extract::rejection::BytesRejection;
 use axum::http::header::RETRY_AFTER;
@@ -109,6 +110,18 @@ impl From<TooManyFollowers> for ApiError {
 impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> ApiError {
         ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, &error)
+    }
+}
+
+impl From<WebhookError> for ApiError {
+    fn from(error: WebhookError) -> ApiError {
+        let status = match &error {
+            WebhookError::Url | WebhookError::Events => StatusCode::BAD_REQUEST,
+            WebhookError::Unknown => StatusCode::NOT_FOUND,
+            WebhookError::TooMany => StatusCode::CONFLICT,
+            WebhookError::Random(_) | WebhookError::Store(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        ApiError::new(status, &error)
     }
 }
 

@@ -21,6 +21,7 @@ mod sandboxes;
 mod serve;
 mod templates;
 mod visible;
+mod webhooks;
 
 use crate::app::App;
 use axum::Router;
@@ -74,6 +75,8 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/templates/{name}", get(templates::inspect))
         .route("/v1/capacity", get(node::capacity))
         .route("/v1/events", get(events::events))
+        .route("/v1/webhooks", post(webhooks::create).get(webhooks::list))
+        .route("/v1/webhooks/{webhook}", delete(webhooks::remove))
         .route_layer(from_fn_with_state(app.clone(), visible::require_visible));
     let for_operator = Router::new()
         .route("/v1/templates/{name}", post(templates::take).delete(templates::remove))

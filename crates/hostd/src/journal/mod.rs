@@ -80,8 +80,23 @@ impl Journal {
         seq: u64,
         max: u32,
     ) -> Result<Vec<LifecycleEvent>, StoreError> {
-        let key: Option<KeyId> = tenant.key().cloned();
+        self.of_key(tenant.key(), seq, max).await
+    }
+
+    /// Of one key, or of all.
+    pub async fn of_key(
+        &self,
+        key: Option<&KeyId>,
+        seq: u64,
+        max: u32,
+    ) -> Result<Vec<LifecycleEvent>, StoreError> {
+        let key = key.cloned();
         self.store.run(move |db| rows::after(db, key.as_ref(), seq, max)).await
+    }
+
+    /// The number of the last event that is kept.
+    pub fn last(&self) -> u64 {
+        *self.last.borrow()
     }
 
     /// Resolves when there may be more than there was.

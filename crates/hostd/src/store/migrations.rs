@@ -2,7 +2,7 @@
 
 use rusqlite::Connection;
 
-const STEPS: [&str; 2] = [
+const STEPS: [&str; 3] = [
     // Times are milliseconds since 1970-01-01 UTC.
     "CREATE TABLE keys (
         id TEXT PRIMARY KEY,
@@ -20,6 +20,16 @@ const STEPS: [&str; 2] = [
         what TEXT NOT NULL
     ) STRICT;
     CREATE INDEX events_of_key ON events (key, seq);",
+    "CREATE TABLE webhooks (
+        id TEXT PRIMARY KEY,
+        key TEXT,
+        url TEXT NOT NULL,
+        secret TEXT NOT NULL,
+        -- Types, separated by blanks; all if there is none.
+        events TEXT NOT NULL,
+        created_at_ms INTEGER NOT NULL,
+        told_seq INTEGER NOT NULL
+    ) STRICT;",
 ];
 
 pub(super) enum Migrated {

@@ -166,6 +166,9 @@ async fn every_answer_says_how_long_it_took() {
         let pty = host.exited_pty(&id).await;
         let key =
             host.post("/v1/keys", &json!({"tier": "pro"})).await.json()["id"].as_str().unwrap().to_owned();
+        // Nobody is there to be told.
+        let hook = json!({"url": "http://127.0.0.1:1/"});
+        let webhook = host.post("/v1/webhooks", &hook).await.json()["id"].as_str().unwrap().to_owned();
         let names = [
             ("{id}", &id),
             ("{parent}", &id),
@@ -174,6 +177,7 @@ async fn every_answer_says_how_long_it_took() {
             ("{name}", &template),
             ("{pty}", &pty),
             ("{key}", &key),
+            ("{webhook}", &webhook),
         ];
         let path = names.iter().fold(endpoint.path.to_owned(), |path, (name, id)| path.replace(name, id));
         if path.ends_with("/files/watch") {
@@ -186,6 +190,7 @@ async fn every_answer_says_how_long_it_took() {
             "exec" => Some(json!({"code": "pass"})),
             "egress" => Some(json!({"egress": false})),
             "keys" if endpoint.method == Method::Post => Some(json!({"tier": "free"})),
+            "webhooks" if endpoint.method == Method::Post => Some(hook),
             "restore" => Some(json!({"checkpoint": checkpoint})),
             "pty" if endpoint.method == Method::Post => Some(json!({"shellCmd": "exit 0"})),
             "input" => Some(json!({"data_b64": ""})),
@@ -198,6 +203,7 @@ async fn every_answer_says_how_long_it_took() {
             None => host.send(request_to(endpoint.method, &path)).await,
         };
         assert!(answer.status.is_success(), "{path}: {}", answer.body);
+        host.delete_at(&format!("/v1/webhooks/{webhook}")).await;
         let phase = match endpoint.path.rsplit('/').next().unwrap() {
             "exec" => "submit",
             "fork" | "restore" => "renew",

@@ -22,3 +22,4 @@ mod restore;
 mod run;
 mod templates;
 mod tenants;
+mod webhooks;
