@@ -25,6 +25,8 @@ pub mod processes;
 pub mod refilling_guest;
 /// Rounds of create, fork, merge and close, and what they leave behind.
 pub mod rounds;
+/// A machine in files.
+pub mod saved;
 mod second_vcpu;
 /// A guest of a few bytes whose state is all over the processor, for tests of save and restore.
 pub mod state_guest;

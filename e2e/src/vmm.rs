@@ -1,10 +1,12 @@
 //! One VMM process, spoken to over its control channel as hostd does it.
 
 use crate::place;
+use crate::saved::Saved;
 use podflare_channel::{Channel, ChannelError};
 use podflare_wire::codec;
 use podflare_wire::control::{
-    BootConfig, Command, Event, Forked, Inspection, Message, PageRun, Reply, Thawed,
+    BootConfig, Check, Command, Event, Extent, Fault, Forked, Inspection, Loaded, Message, PageRun, Reply,
+    Thawed,
 };
 use podflare_wire::limits::CONTROL_MESSAGE_LEN_MAX;
 use rustix::process::{
@@ -20,6 +22,18 @@ pub struct Vmm {
     pub pid: u32,
     channel: Option<Channel>,
     pidfd: OwnedFd,
+}
+
+/// Why files were of no use.
+///
+/// # Panics
+/// When they were of use.
+#[expect(clippy::panic, reason = "that must fail the test")]
+pub fn fault(reply: Reply) -> (Fault, String) {
+    match reply {
+        Reply::Unusable { fault, reason } => (fault, reason),
+        other => panic!("{other:?}"),
+    }
 }
 
 /// What a machine is booted from.
@@ -62,6 +76,53 @@ impl Vmm {
         let Reply::Forked(forked) = reply else { panic!("{reply:?}") };
         let pidfd = descriptors.pop().unwrap();
         (Vmm { pid: forked.pid, channel: Some(ours), pidfd }, forked)
+    }
+
+    /// Writes the whole of this frozen machine into files.
+    pub fn save(&self) -> Saved {
+        let saved = Saved::empty();
+        let (reply, _) = self.ask(&Command::Save(Extent::Whole), &saved.descriptors());
+        assert!(matches!(reply, Reply::Saved(_)), "{reply:?}");
+        saved
+    }
+
+    /// Writes what differs from a base.
+    pub fn save_changes(&self, base: &Saved) -> Saved {
+        let saved = Saved::empty();
+        let reply = self.try_save_changes(&saved, base);
+        assert!(matches!(reply, Reply::Saved(_)), "{reply:?}");
+        saved
+    }
+
+    pub fn try_save_changes(&self, saved: &Saved, base: &Saved) -> Reply {
+        let descriptors = [saved.descriptors(), base.descriptors()].concat();
+        self.ask(&Command::Save(Extent::Changes), &descriptors).0
+    }
+
+    /// A frozen machine of files, in a process of its own.
+    pub fn load(saved: &Saved, disk_base: &File) -> Vmm {
+        let vmm = Vmm::start();
+        let reply = vmm.try_load(saved, disk_base, Check::Index);
+        assert!(matches!(reply, Reply::Loaded(_)), "{reply:?}");
+        vmm
+    }
+
+    pub fn try_load(&self, saved: &Saved, disk_base: &File, check: Check) -> Reply {
+        let layer = tempfile::tempfile().unwrap();
+        let [state, memory, disk] = saved.descriptors();
+        self.ask(&Command::Load(check), &[state, memory, disk, disk_base.as_fd(), layer.as_fd()]).0
+    }
+
+    /// Lays saved changes over this frozen machine.
+    pub fn overlay(&self, changes: &Saved) -> Loaded {
+        match self.try_overlay(changes, Check::Index) {
+            Reply::Overlaid(loaded) => loaded,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub fn try_overlay(&self, changes: &Saved, check: Check) -> Reply {
+        self.ask(&Command::Overlay(check), &changes.descriptors()).0
     }
 
     /// Connects a stream to a port of the guest.

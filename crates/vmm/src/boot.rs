@@ -8,6 +8,7 @@ use crate::kernel::{self, KernelError};
 use crate::kvm::vm::{KvmError, Platform, Vm};
 use crate::machine::{Body, Running, StartError};
 use crate::memory::{self, GuestMemory, MemoryError};
+use crate::saved::MappedPages;
 use kvm_bindings::{Msrs, kvm_msr_entry};
 use podflare_wire::control::BootConfig;
 use podflare_wire::limits;
@@ -80,9 +81,11 @@ pub(crate) fn boot(
     let body = Body {
         platform,
         memory,
+        mapped_pages: MappedPages::default(),
         devices,
         vcpus: config.vcpus,
         memory_mib: config.memory_mib,
+        huge_pages: config.huge_pages,
         hot_pages: HotPages::default(),
     };
     Running::start(body, vm, control).map_err(|(_, error)| error.into())

@@ -9,9 +9,10 @@ use crate::machine::{
     Copied, End, ForkError, ForkTimes, Forked, Frozen, FrozenForked, NotPaused, NotRecording, Running,
     ThawError, Wake,
 };
+use crate::saved::{self, Files, LoadFiles, NotOverlaid, SavedError};
 use podflare_channel::{Channel, ChannelError};
 use podflare_wire::codec;
-use podflare_wire::control::{self, Command, EndReason, Event, Message, Reply};
+use podflare_wire::control::{self, BootConfig, Check, Command, EndReason, Event, Extent, Message, Reply};
 use podflare_wire::limits::CONTROL_MESSAGE_LEN_MAX;
 use rustix::process::{PidfdFlags, getpid, pidfd_open};
 use std::fs::File;
@@ -136,17 +137,66 @@ fn carry_out(phase: Phase, command: Command, descriptors: Vec<OwnedFd>, channel:
 }
 
 fn when_empty(command: Command, descriptors: Vec<OwnedFd>, channel: &Channel) -> Next {
-    let Command::Boot(config) = command else {
-        return refuse(Phase::Empty, "nothing has been booted yet");
-    };
+    match command {
+        Command::Boot(config) => boot_empty(&config, descriptors, channel),
+        Command::Load(check) => load_empty(check, descriptors),
+        _ => refuse(Phase::Empty, "nothing has been booted yet"),
+    }
+}
+
+fn boot_empty(config: &BootConfig, descriptors: Vec<OwnedFd>, channel: &Channel) -> Next {
     let Ok([kernel, initramfs, disk_base, disk_layer]) = files(descriptors) else {
         return refuse(Phase::Empty, "a boot needs kernel, initramfs, base disk and disk layer");
     };
     let files = BootFiles { kernel, initramfs, disk_base, disk_layer };
-    match boot(&config, files, channel.as_fd()) {
+    match boot(config, files, channel.as_fd()) {
         Ok(running) => Next::Reply(Phase::Running(Box::new(running)), Reply::Booted, None),
         Err(error) => refuse(Phase::Empty, &chain(&error)),
     }
+}
+
+fn load_empty(check: Check, descriptors: Vec<OwnedFd>) -> Next {
+    let Ok([state, memory, disk, disk_base, disk_layer]) = files(descriptors) else {
+        return refuse(Phase::Empty, "a load needs state, memory, disk, base disk and disk layer");
+    };
+    let files = LoadFiles { saved: Files { state, memory, disk }, disk_base, disk_layer };
+    match saved::load(files, check) {
+        Ok((frozen, loaded)) => Next::Reply(Phase::Frozen(Box::new(frozen)), Reply::Loaded(loaded), None),
+        Err(error) => Next::Reply(Phase::Empty, unusable(&error), None),
+    }
+}
+
+fn save_frozen(mut frozen: Box<Frozen>, extent: Extent, descriptors: Vec<OwnedFd>) -> Next {
+    let opened = match extent {
+        Extent::Whole => files(descriptors).map(|[state, memory, disk]| (Files { state, memory, disk }, None)),
+        Extent::Changes => files(descriptors).map(|[state, memory, disk, base_state, base_memory, base_disk]| {
+            let base = Files { state: base_state, memory: base_memory, disk: base_disk };
+            (Files { state, memory, disk }, Some(base))
+        }),
+    };
+    let Ok((files, base)) = opened else {
+        return refuse(Phase::Frozen(frozen), "a save needs state, memory and disk, and a base as many again");
+    };
+    let reply = match saved::save(&mut frozen, files, base) {
+        Ok(saved) => Reply::Saved(saved),
+        Err(error) => unusable(&error),
+    };
+    Next::Reply(Phase::Frozen(frozen), reply, None)
+}
+
+fn overlay_frozen(mut frozen: Box<Frozen>, check: Check, descriptors: Vec<OwnedFd>) -> Next {
+    let Ok([state, memory, disk]) = files(descriptors) else {
+        return refuse(Phase::Frozen(frozen), "an overlay needs state, memory and disk");
+    };
+    match saved::overlay(&mut frozen, Files { state, memory, disk }, check) {
+        Ok(loaded) => Next::Reply(Phase::Frozen(frozen), Reply::Overlaid(loaded), None),
+        Err(NotOverlaid::Unchanged(error)) => Next::Reply(Phase::Frozen(frozen), unusable(&error), None),
+        Err(NotOverlaid::Lost(error)) => Next::End(failed(&error)),
+    }
+}
+
+fn unusable(error: &SavedError) -> Reply {
+    Reply::Unusable { fault: error.fault(), reason: chain(error) }
 }
 
 fn when_running(running: Box<Running>, command: &Command, descriptors: Vec<OwnedFd>) -> Next {
@@ -189,9 +239,14 @@ fn when_running(running: Box<Running>, command: &Command, descriptors: Vec<Owned
             Some(runs) => Next::Reply(Phase::Running(running), Reply::HotPages(runs), None),
             None => refuse(Phase::Running(running), "the machine does not record"),
         },
-        Command::Boot(_) | Command::Thaw | Command::ThawRecording | Command::SetHotPages(_) => {
-            refuse(Phase::Running(running), "the machine runs already")
+        Command::Save(_) | Command::Overlay(_) => {
+            refuse(Phase::Running(running), "only a frozen machine is saved or laid over")
         }
+        Command::Boot(_)
+        | Command::Load(_)
+        | Command::Thaw
+        | Command::ThawRecording
+        | Command::SetHotPages(_) => refuse(Phase::Running(running), "the machine runs already"),
     }
 }
 
@@ -236,8 +291,10 @@ fn when_frozen(
             let tail = frozen.console_tail();
             Next::Reply(Phase::Frozen(frozen), Reply::Console { tail }, None)
         }
+        Command::Save(extent) => save_frozen(frozen, extent, descriptors),
+        Command::Overlay(check) => overlay_frozen(frozen, check, descriptors),
         Command::GrowDisk { .. } => refuse(Phase::Frozen(frozen), "only the disk of a running machine grows"),
-        Command::Boot(_) | Command::Freeze | Command::ReadHotPages => {
+        Command::Boot(_) | Command::Load(_) | Command::Freeze | Command::ReadHotPages => {
             refuse(Phase::Frozen(frozen), "the machine is frozen already")
         }
     }

@@ -1,4 +1,4 @@
-//! One microVM in one process: boot, run, fork, freeze, thaw.
+//! One microVM in one process: boot, run, fork, freeze, thaw, save, load.
 //!
 //! The whole interface of this program is `podflare_wire::control`. It knows nothing of HTTP, tenants,
 //! tiers or templates' names. Modules in reading order:
@@ -15,6 +15,9 @@ mod error;
 
 /// The pages that a guest touches first, recorded once and brought in before each copy runs.
 mod hot_pages;
+
+/// A frozen machine in files, and back.
+mod saved;
 
 mod acpi;
 mod kernel;

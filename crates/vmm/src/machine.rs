@@ -9,7 +9,8 @@
 //!
 //! `Running` has KVM descriptors and vCPU threads; `Frozen` has neither, only memory and saved state.
 //! A fork parks the threads, saves the state and copies the process: the source wakes its threads
-//! again, the copy drops what it inherited of KVM and is a `Frozen`.
+//! again, the copy drops what it inherited of KVM and is a `Frozen`. A `Frozen` can be saved into files and made
+//! of them again (`saved`).
 
 use crate::copy::{CopyError, Side, copy_process};
 use crate::devices::Devices;
@@ -22,6 +23,7 @@ use crate::kvm::state::{MachineState, StateError, restore, save};
 use crate::kvm::vcpu::{Stop, VcpuThreads};
 use crate::kvm::vm::{InterruptLines, KvmError, Platform, Vm};
 use crate::memory::GuestMemory;
+use crate::saved::{Digest, MappedPages};
 use crate::signals::Signals;
 use podflare_wire::control::{EndReason, Inspection, PageRun, Thawed};
 use rustix::process::Pid;
@@ -36,9 +38,11 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 pub(crate) struct Body {
     pub(crate) platform: Platform,
     pub(crate) memory: GuestMemory,
+    pub(crate) mapped_pages: MappedPages,
     pub(crate) devices: Arc<Devices>,
     pub(crate) vcpus: u8,
     pub(crate) memory_mib: u32,
+    pub(crate) huge_pages: bool,
     /// What each copy gets before it runs.
     pub(crate) hot_pages: HotPages,
 }
@@ -56,8 +60,10 @@ pub(crate) struct Running {
 
 #[derive(Debug)]
 pub(crate) struct Frozen {
-    body: Body,
-    state: MachineState,
+    pub(crate) body: Body,
+    pub(crate) state: MachineState,
+    /// The saved state of which it is, or is a copy that has never run.
+    pub(crate) origin: Option<Digest>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -215,7 +221,7 @@ impl Running {
         let Paused { running, vm, state, .. } = self.pause()?;
         drop(vm);
         let body = running.abandon();
-        Ok((Frozen { body, state }, micros(paused)))
+        Ok((Frozen { body, state, origin: None }, micros(paused)))
     }
 
     /// Waits until there is something to do.
@@ -324,7 +330,7 @@ impl Running {
     fn become_copy(self, layer: File, state: MachineState) -> Result<Frozen, DiskError> {
         self.threads.forget();
         self.body.devices.become_copy(layer)?;
-        Ok(Frozen { body: self.body, state })
+        Ok(Frozen { body: self.body, state, origin: None })
     }
 
     /// Lets go of KVM and of the event loop.
@@ -377,15 +383,15 @@ impl Frozen {
         build: impl FnOnce(&Platform, &GuestMemory, u8) -> Result<Vm, KvmError>,
     ) -> Result<(Running, Thawed), (Box<Frozen>, ThawError)> {
         let building = Instant::now();
-        let Frozen { body, state } = self;
+        let Frozen { body, state, origin } = self;
         let vm = match build(&body.platform, &body.memory, body.vcpus) {
             Ok(vm) => vm,
-            Err(error) => return Err((Box::new(Frozen { body, state }), error.into())),
+            Err(error) => return Err((Box::new(Frozen { body, state, origin }), error.into())),
         };
         let build_us = micros(building);
         let restoring = Instant::now();
         if let Err(error) = restore(&vm, &state, body.platform.reset_msrs()) {
-            return Err((Box::new(Frozen { body, state }), error.into()));
+            return Err((Box::new(Frozen { body, state, origin }), error.into()));
         }
         let prefaulting = Instant::now();
         if let Some(vcpu) = vm.vcpus.first() {
@@ -394,7 +400,10 @@ impl Frozen {
         let prefault_us = micros(prefaulting);
         match Running::start(body, vm, control) {
             Ok(running) => Ok((running, Thawed { build_us, restore_us: micros(restoring), prefault_us })),
-            Err((body, error)) => Err((Box::new(Frozen { body: *body, state }), error.into())),
+            // Its queues have been served.
+            Err((body, error)) => {
+                Err((Box::new(Frozen { body: *body, state, origin: None }), error.into()))
+            }
         }
     }
 

@@ -1,9 +1,11 @@
-//! Guest memory: private anonymous mappings, so that fork(2) copies them on write, and nothing is paid
-//! for pages that the guest has not touched.
+//! Guest memory: private mappings, so that fork(2) copies them on write, and nothing is paid for pages that the
+//! guest has not touched. They are anonymous, but for what has been mapped from a saved machine's file.
 
 use crate::layout;
-use rustix::mm::{Advice, madvise};
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap};
+use std::fs::File;
+use std::io;
+use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 /// A page of the host's and of the guest's.
 pub(crate) const PAGE_LEN: u64 = 4096;
@@ -39,8 +41,60 @@ pub(crate) fn populate_for_writing(memory: &GuestMemory, address: GuestAddress, 
     unsafe { madvise(slice.ptr_guard_mut().as_ptr().cast(), len, Advice::LinuxPopulateWrite) }.ok();
 }
 
-/// Gives the pages that lie wholly within a range back to the host: whoever touches them next finds zeros. What is
-/// not memory of this machine stays as it is. Says how many bytes they were.
+/// Whether all of these pages are memory, and at least one is meant.
+pub(crate) fn holds(memory: &GuestMemory, first_page: u64, pages: u64) -> bool {
+    let (Some(first), Some(len)) = (first_page.checked_mul(PAGE_LEN), pages.checked_mul(PAGE_LEN)) else {
+        return false;
+    };
+    let in_region = |region: &vm_memory::GuestRegionMmap| {
+        let start = region.start_addr().raw_value();
+        first >= start && first - start <= region.len() && len <= region.len() - (first - start)
+    };
+    pages > 0 && memory.iter().any(in_region)
+}
+
+/// Puts a part of a file, from a whole page on, in the place of what is in a range of memory; what is written to it
+/// stays in this process and its copies. The file must never become shorter: who touches what is gone is killed.
+pub(crate) fn map_file(
+    memory: &GuestMemory,
+    address: GuestAddress,
+    len: u64,
+    file: &File,
+    offset: u64,
+) -> io::Result<()> {
+    let (start, len) = whole_pages(memory, address, len)?;
+    let (protection, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE | MapFlags::FIXED);
+    // SAFETY: the range is whole pages of a live mapping that `memory` owns and will unmap as one. Its content is
+    // the guest's, and read as plain bytes only.
+    unsafe { mmap(start, len, protection, flags | MapFlags::NORESERVE, file, offset) }?;
+    Ok(())
+}
+
+/// Makes whole pages that no file is behind read as zeros.
+pub(crate) fn clear(memory: &GuestMemory, address: GuestAddress, len: u64) -> io::Result<()> {
+    let (start, len) = whole_pages(memory, address, len)?;
+    // SAFETY: as in `map_file`.
+    unsafe { madvise(start, len, Advice::LinuxDontNeed) }?;
+    Ok(())
+}
+
+fn whole_pages(
+    memory: &GuestMemory,
+    address: GuestAddress,
+    len: u64,
+) -> io::Result<(*mut std::ffi::c_void, usize)> {
+    let outside = || io::Error::new(io::ErrorKind::InvalidInput, "not whole pages of guest memory");
+    if address.0 % PAGE_LEN != 0 || len % PAGE_LEN != 0 {
+        return Err(outside());
+    }
+    let len = usize::try_from(len).map_err(|_| outside())?;
+    let slice = memory.get_slice(address, len).map_err(|_| outside())?;
+    Ok((slice.ptr_guard_mut().as_ptr().cast(), len))
+}
+
+/// Gives the pages that lie wholly within a range back to the host: whoever touches them next finds zeros, or what
+/// the file has that they were mapped from. What is not memory of this machine stays as it is. Says how many bytes
+/// they were.
 pub(crate) fn release(memory: &GuestMemory, address: GuestAddress, len: u32) -> u64 {
     let Some(end) = address.0.checked_add(len.into()) else { return 0 };
     let (Some(start), end) = (address.0.checked_next_multiple_of(PAGE_LEN), end - end % PAGE_LEN) else {
@@ -51,7 +105,7 @@ pub(crate) fn release(memory: &GuestMemory, address: GuestAddress, len: u32) -> 
     let Ok(slice) = memory.get_slice(GuestAddress(start), len) else { return 0 };
     if len > 0 {
         // SAFETY: the range is whole pages of a live private mapping, which stays mapped. Its content is the
-        // guest's, and read as plain bytes only: zeros are as good as any.
+        // guest's, and read as plain bytes only: others are as good as any.
         unsafe { madvise(slice.ptr_guard_mut().as_ptr().cast(), len, Advice::LinuxDontNeed) }.ok();
     }
     bytes

@@ -6,11 +6,12 @@
 //!
 //! ```text
 //!            Boot                     Freeze
-//!   Empty ─────────▶ Running ───────────────────▶ Frozen
-//!                      │  ▲                        │  │
-//!                 Fork │  └────────── Thaw ────────┘  │ Fork
-//!                      ▼                              ▼
-//!                a Frozen copy                  a Frozen copy
+//!   Empty ─────────▶ Running ───────────────────▶ Frozen ◀───┐
+//!     │                │  ▲                        │  │  │   │ Save, Overlay
+//!     │           Fork │  └────────── Thaw ────────┘  │  └───┘
+//!     │                ▼                              │ Fork
+//!     │          a Frozen copy                        ▼
+//!     └──────────────── Load ───────────────▶   a Frozen copy
 //! ```
 //!
 //! A copy is a process of its own, made by fork(2), with its own control socket. hostd may write the
@@ -40,6 +41,18 @@ pub enum Command {
     SetHotPages(Vec<PageRun>),
     /// Stops a running microVM for good until `Thaw`; only memory and state stay.
     Freeze,
+    /// Writes a frozen microVM into files; it stays as it is. Descriptors: the three parts to be written (state,
+    /// memory, disk; empty, read and write), then, for [`Extent::Changes`], those of the base. They are complete
+    /// when the answer comes, and not yet synced to the host's disk.
+    Save(Extent),
+    /// Makes a frozen microVM of files that were saved whole, as the first command of an empty VMM. Descriptors: state,
+    /// memory, disk, the base disk that it was booted with (read only), disk layer (empty, read and write).
+    /// Nobody may ever write to the files again: their pages are the guest's memory.
+    Load(Check),
+    /// Lays saved changes over a frozen microVM, which must be what they were saved against, or a copy of it that
+    /// has never run. Streams that wait to be connected are cut. Descriptors: state, memory, disk; what `Load` says of
+    /// them is true here, too. A microVM that it failed for halfway ends.
+    Overlay(Check),
     /// Connects a stream to a vsock port of the guest, as soon as it runs. Descriptor: the stream's
     /// other end. The stream is closed when the guest refuses or resets it.
     Connect { port: u32 },
@@ -66,6 +79,23 @@ pub struct BootConfig {
     pub command_line: String,
     /// Back guest memory with transparent huge pages.
     pub huge_pages: bool,
+}
+
+/// How much of a microVM is saved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Extent {
+    Whole,
+    /// What differs from a base that was saved whole.
+    Changes,
+}
+
+/// What is read of saved files before they are used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Check {
+    /// All but the content of memory and disk, which is read when the guest wants it.
+    Index,
+    /// All of it, against its checksums.
+    Content,
 }
 
 /// Pages of guest memory that follow each other, all written or all only read.
@@ -104,6 +134,14 @@ pub enum Reply {
     /// At most `limits::HOT_PAGE_RUNS_MAX`, by address.
     HotPages(Vec<PageRun>),
     HotPagesSet,
+    Saved(Saved),
+    Loaded(Loaded),
+    Overlaid(Loaded),
+    /// Saved files are of no use here, and nothing has changed.
+    Unusable {
+        fault: Fault,
+        reason: String,
+    },
     /// The command was not carried out and nothing has changed.
     Refused {
         reason: String,
@@ -133,6 +171,44 @@ pub struct Thawed {
     pub restore_us: u64,
     /// The part of `restore_us` that brought in the hot pages.
     pub prefault_us: u64,
+}
+
+/// A frozen microVM is in files. Lengths are those of the files, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Saved {
+    pub state_bytes: u64,
+    pub memory_bytes: u64,
+    pub disk_bytes: u64,
+    pub save_us: u64,
+}
+
+/// Saved files are a frozen microVM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Loaded {
+    /// Runs of pages that are mapped from the file.
+    pub mapped_runs: u32,
+    /// Pages that were read.
+    pub copied_pages: u64,
+    pub load_us: u64,
+}
+
+/// What is wrong with saved files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Fault {
+    /// They are of another kind or version than this VMM reads.
+    Format,
+    /// They are not as they were written.
+    Damaged,
+    /// They do not belong together, or not to this base.
+    Foreign,
+    /// The machine has another size than this one, or one that no machine has.
+    Size,
+    /// The guest was shown a processor that this host cannot show it.
+    Processor,
+    /// The guest was shown a time-stamp counter whose frequency this host cannot give it.
+    TimeStampCounter,
+    /// This host could not read or map them.
+    Host,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -9,18 +9,21 @@ pub(crate) mod virtio;
 
 use crate::layout::{self, VirtioSlot};
 use crate::memory::GuestMemory;
-use serial::SerialConsole;
+use serde::{Deserialize, Serialize};
+use serial::{ConsoleState, SerialConsole};
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use virtio::Served;
+use virtio::{Queue, Served};
 use virtio::balloon::Balloon;
 use virtio::block::Block;
 use virtio::block::disk::{Disk, DiskError};
 use virtio::mmio::MmioTransport;
+use virtio::mmio::state::TransportState;
 use virtio::net::Net;
 use virtio::rng::Rng;
+use virtio::vsock::state::VsockState;
 use virtio::vsock::{ConnectError, Vsock};
 use vmm_sys_util::epoll::{Epoll, EventSet};
 
@@ -34,6 +37,31 @@ pub(crate) struct Devices {
     pausing: Arc<AtomicBool>,
     balloon: Mutex<MmioTransport<Balloon>>,
     net: Mutex<MmioTransport<Net>>,
+}
+
+/// All devices, as they are saved. Connections and frames are not.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct DevicesState {
+    console: ConsoleState,
+    block: TransportState,
+    vsock: TransportState,
+    vsock_device: VsockState,
+    rng: TransportState,
+    balloon: TransportState,
+    reported_bytes: Option<u64>,
+    net: TransportState,
+}
+
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum DeviceStateError {
+    #[error("a queue is not one of its device, or not in memory")]
+    Queue,
+    #[error("a device's status is not possible")]
+    Status,
+    #[error("the socket device has more than it can have")]
+    Vsock,
+    #[error("the console has more than it can have")]
+    Console,
 }
 
 /// What is left to do after a device was called.
@@ -178,6 +206,64 @@ impl Devices {
         lock(&self.net).device_mut().let_go_of_inherited();
         lock(&self.vsock).device_mut().reset_inherited();
         lock(&self.block).device_mut().disk_mut().adopt_layer(layer)
+    }
+
+    pub(crate) fn state(&self) -> DevicesState {
+        let vsock = lock(&self.vsock);
+        let mut balloon = lock(&self.balloon);
+        DevicesState {
+            console: lock(&self.serial).state(),
+            block: lock(&self.block).state(),
+            vsock: vsock.state(),
+            vsock_device: vsock.device().state(),
+            rng: lock(&self.rng).state(),
+            balloon: balloon.state(),
+            reported_bytes: balloon.device_mut().reported_bytes(),
+            net: lock(&self.net).state(),
+        }
+    }
+
+    /// Whether these devices could have come to this state.
+    pub(crate) fn check(&self, state: &DevicesState) -> Result<(), DeviceStateError> {
+        self.restored_queues(state).map(drop)
+    }
+
+    /// Brings all devices into a saved state, or none; the disk's content is not part of it.
+    pub(crate) fn restore(&self, state: DevicesState) -> Result<(), DeviceStateError> {
+        let [block, vsock, rng, balloon, net] = self.restored_queues(&state)?;
+        *lock(&self.serial) = SerialConsole::of(state.console)?;
+        lock(&self.block).restore(&state.block, block);
+        lock(&self.rng).restore(&state.rng, rng);
+        lock(&self.net).restore(&state.net, net);
+        let mut transport = lock(&self.balloon);
+        transport.restore(&state.balloon, balloon);
+        transport.device_mut().restore(state.reported_bytes);
+        let mut transport = lock(&self.vsock);
+        transport.restore(&state.vsock, vsock);
+        transport.device_mut().restore(state.vsock_device);
+        Ok(())
+    }
+
+    fn restored_queues(&self, state: &DevicesState) -> Result<[Vec<Queue>; 5], DeviceStateError> {
+        SerialConsole::of(state.console.clone())?;
+        Vsock::check(&state.vsock_device)?;
+        Ok([
+            lock(&self.block).check(&state.block)?,
+            lock(&self.vsock).check(&state.vsock)?,
+            lock(&self.rng).check(&state.rng)?,
+            lock(&self.balloon).check(&state.balloon)?,
+            lock(&self.net).check(&state.net)?,
+        ])
+    }
+
+    /// The disk of a machine that stands still.
+    pub(crate) fn with_disk<T>(&self, use_it: impl FnOnce(&mut Disk) -> T) -> T {
+        use_it(lock(&self.block).device_mut().disk_mut())
+    }
+
+    /// Lengthens the disk of a machine that stands still, without a word to its driver.
+    pub(crate) fn lengthen_disk(&self, bytes: u64) -> Result<(), DiskError> {
+        lock(&self.block).device_mut().grow(bytes)
     }
 
     /// Makes the root disk longer and has its driver look.

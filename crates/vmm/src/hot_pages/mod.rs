@@ -13,7 +13,7 @@ use kvm_ioctls::VcpuFd;
 use podflare_wire::control::PageRun;
 use podflare_wire::limits::HOT_PAGE_RUNS_MAX;
 use std::collections::BTreeMap;
-use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+use vm_memory::GuestAddress;
 
 /// Pages between two runs up to which both are mapped by one call.
 const GAP_PAGES_MAX: u64 = 1;
@@ -37,12 +37,16 @@ impl HotPages {
         }
         let mut end = 0;
         for run in &runs {
-            if run.first < end || !is_memory(memory, run) {
+            if run.first < end || !memory::holds(memory, run.first, run.count.into()) {
                 return Err(HotPagesError::NotMemory { first: run.first });
             }
             end = run.first + u64::from(run.count);
         }
         Ok(HotPages(runs))
+    }
+
+    pub(crate) fn runs(&self) -> &[PageRun] {
+        &self.0
     }
 
     /// Makes this process's own copies of the pages that will be written, then maps all of them into the
@@ -72,15 +76,6 @@ fn neighbourhoods(runs: &[PageRun]) -> Vec<(u64, u64)> {
         }
     }
     merged
-}
-
-fn is_memory(memory: &GuestMemory, run: &PageRun) -> bool {
-    let Some(first) = run.first.checked_mul(PAGE_LEN) else { return false };
-    let in_region = |region: &vm_memory::GuestRegionMmap| {
-        let start = region.start_addr().raw_value();
-        first >= start && first - start <= region.len() && len_of(run) <= region.len() - (first - start)
-    };
-    run.count > 0 && memory.iter().any(in_region)
 }
 
 fn len_of(run: &PageRun) -> u64 {

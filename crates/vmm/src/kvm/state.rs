@@ -3,14 +3,17 @@
 
 use super::vm::Vm;
 use kvm_bindings::{
-    KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, Msrs, kvm_clock_data, kvm_debugregs,
+    KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_MAX_MSR_ENTRIES, Msrs, kvm_clock_data, kvm_debugregs,
     kvm_irqchip, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events,
     kvm_xcrs, kvm_xsave,
 };
 use kvm_ioctls::{VcpuFd, VmFd};
+use serde::{Deserialize, Serialize};
 
 const MSR_IA32_TSC: u32 = 0x10;
 const MSR_IA32_TSC_DEADLINE: u32 = 0x6e0;
+
+const CHIPS: [u32; 3] = [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_IRQCHIP_IOAPIC];
 
 /// For errors.
 const MSRS: &str = "model-specific registers";
@@ -23,14 +26,14 @@ pub(crate) struct StateError {
     source: kvm_ioctls::Error,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct MachineState {
     vcpus: Vec<VcpuState>,
     chips: Vec<kvm_irqchip>,
     clock_ns: u64,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 struct VcpuState {
     mp_state: kvm_mp_state,
     regs: kvm_regs,
@@ -41,6 +44,16 @@ struct VcpuState {
     lapic: kvm_lapic_state,
     msrs: Vec<kvm_msr_entry>,
     events: kvm_vcpu_events,
+}
+
+impl MachineState {
+    /// Whether it has all the parts of a machine of that many vCPUs. What is in them is KVM's to check.
+    pub(crate) fn is_of(&self, vcpus: u8) -> bool {
+        let chips: Vec<u32> = self.chips.iter().map(|chip| chip.chip_id).collect();
+        self.vcpus.len() == usize::from(vcpus)
+            && chips == CHIPS
+            && self.vcpus.iter().all(|vcpu| vcpu.msrs.len() <= KVM_MAX_MSR_ENTRIES)
+    }
 }
 
 fn saving(part: &'static str) -> impl Fn(kvm_ioctls::Error) -> StateError {
@@ -55,7 +68,7 @@ fn restoring(part: &'static str) -> impl Fn(kvm_ioctls::Error) -> StateError {
 pub(crate) fn save(vm: &Vm, reset_msrs: &[kvm_msr_entry]) -> Result<MachineState, StateError> {
     let mut vcpus = vm.vcpus.iter().map(|vcpu| save_vcpu(vcpu, reset_msrs)).collect::<Result<Vec<_>, _>>()?;
     share_latest_tsc(vcpus.iter_mut().map(|vcpu| vcpu.msrs.as_mut_slice()).collect());
-    let chips = [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_IRQCHIP_IOAPIC]
+    let chips = CHIPS
         .into_iter()
         .map(|chip_id| {
             let mut chip = kvm_irqchip { chip_id, ..Default::default() };
@@ -107,8 +120,8 @@ fn restore_vcpu(vcpu: &VcpuFd, state: &VcpuState, reset_msrs: &[kvm_msr_entry]) 
     vcpu.set_mp_state(state.mp_state).map_err(restoring("run state"))?;
     vcpu.set_regs(&state.regs).map_err(restoring("registers"))?;
     vcpu.set_sregs(&state.sregs).map_err(restoring("system registers"))?;
-    // SAFETY: the buffer came from KVM_GET_XSAVE of the same size on this host. It is the fixed 4 KiB
-    // area: features with larger state need a permission that this program never asks for.
+    // SAFETY: KVM reads the fixed 4 KiB of the buffer, and no more: features with larger state need a permission
+    // that this program never asks for. Any content will do, KVM checks it.
     unsafe { vcpu.set_xsave(&state.xsave) }.map_err(restoring("floating-point state"))?;
     vcpu.set_xcrs(&state.xcrs).map_err(restoring("extended control registers"))?;
     vcpu.set_debug_regs(&state.debug_regs).map_err(restoring("debug registers"))?;

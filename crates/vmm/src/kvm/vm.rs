@@ -1,10 +1,11 @@
 //! A KVM virtual machine over guest memory: made at boot, and anew at every thaw.
 
 use super::cpuid;
+use super::processor::{Processor, ProcessorError, TimeStampCounter, is_near};
 use crate::layout;
 use crate::memory::GuestMemory;
 use kvm_bindings::{
-    CpuId, KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_X86_DISABLE_EXITS, KVM_CAP_X86_TRIPLE_FAULT_EVENT,
+    CpuId, KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_TSC_CONTROL, KVM_CAP_X86_DISABLE_EXITS, KVM_CAP_X86_TRIPLE_FAULT_EVENT,
     KVM_MAX_CPUID_ENTRIES, KVM_MAX_MSR_ENTRIES, KVM_X86_DISABLE_EXITS_HLT, Msrs, kvm_enable_cap,
     kvm_msr_entry, kvm_userspace_memory_region,
 };
@@ -28,13 +29,20 @@ pub enum KvmError {
     CreateVcpu { index: u8, source: kvm_ioctls::Error },
     #[error("KVM refuses the processor that vCPU {index} should show")]
     Cpuid { index: u8, source: kvm_ioctls::Error },
+    #[error("KVM cannot give vCPU {index} a time-stamp counter of {khz} kHz")]
+    TimeStampCounter { index: u8, khz: u32, source: kvm_ioctls::Error },
 }
 
 /// This machine's KVM and what it can do; asked once, kept by every copy.
 #[derive(Debug)]
 pub(crate) struct Platform {
     kvm: Kvm,
+    /// What the guest is shown, each vCPU with its own number.
     cpuid: CpuId,
+    /// This host's.
+    tsc: TimeStampCounter,
+    /// The frequency of the guest's; that of the host unless the machine was saved elsewhere.
+    guest_tsc_khz: u32,
     /// The registers that make up a vCPU's state and that KVM lets be read, as they are in a new vCPU.
     reset_msrs: Vec<kvm_msr_entry>,
     /// Those of [`WHOLE_EVENTS`] that this KVM has.
@@ -57,10 +65,36 @@ impl Platform {
     pub(crate) fn open() -> Result<Platform, KvmError> {
         let kvm = Kvm::new().map_err(KvmError::Open)?;
         let cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(KvmError::Capabilities)?;
-        let reset_msrs = readable_msrs(&kvm)?;
+        let (reset_msrs, khz) = probe_vcpu(&kvm)?;
+        let scales = kvm.check_extension_raw(KVM_CAP_TSC_CONTROL.into()) > 0;
+        let tsc = TimeStampCounter { khz, scales };
         let mut whole_events = WHOLE_EVENTS.to_vec();
         whole_events.retain(|&capability| kvm.check_extension_raw(capability.into()) > 0);
-        Ok(Platform { kvm, cpuid, reset_msrs, whole_events })
+        Ok(Platform { kvm, cpuid, tsc, guest_tsc_khz: khz, reset_msrs, whole_events })
+    }
+
+    /// What the guest is shown.
+    pub(crate) fn processor(&self) -> Processor {
+        Processor { leaves: self.cpuid.as_slice().to_vec(), tsc_khz: self.guest_tsc_khz }
+    }
+
+    /// Whether this host can show a guest that processor.
+    pub(crate) fn check(&self, processor: &Processor) -> Result<(), ProcessorError> {
+        processor.check(&self.cpuid, self.tsc)
+    }
+
+    /// Shows the guest, from the next build on, what it was shown before it was saved. It has been checked.
+    pub(crate) fn show(&mut self, processor: &Processor) {
+        if let Ok(cpuid) = CpuId::from_entries(&processor.leaves) {
+            self.cpuid = cpuid;
+        }
+        self.guest_tsc_khz = processor.tsc_khz;
+    }
+
+    /// Frequencies to which the guest's counter must be scaled.
+    fn scaled_tsc_khz(&self) -> Option<u32> {
+        let (guest, host) = (self.guest_tsc_khz, self.tsc.khz);
+        (guest != 0 && host != 0 && !is_near(guest, host)).then_some(guest)
     }
 
     pub(crate) fn reset_msrs(&self) -> &[kvm_msr_entry] {
@@ -95,6 +129,10 @@ impl Platform {
                     .map_err(|source| KvmError::CreateVcpu { index, source })?;
                 vcpu.set_cpuid2(&cpuid::for_vcpu(&self.cpuid, index, vcpus))
                     .map_err(|source| KvmError::Cpuid { index, source })?;
+                if let Some(khz) = self.scaled_tsc_khz() {
+                    vcpu.set_tsc_khz(khz)
+                        .map_err(|source| KvmError::TimeStampCounter { index, khz, source })?;
+                }
                 Ok(vcpu)
             })
             .collect::<Result<_, KvmError>>()?;
@@ -127,8 +165,9 @@ fn set_memory(fd: &VmFd, memory: &GuestMemory) -> Result<(), KvmError> {
 /// a vCPU that is asked for one.
 const HYPER_V_MSRS: std::ops::RangeInclusive<u32> = 0x4000_0000..=0x4000_01ff;
 
+/// The registers that make up a vCPU's state, and the frequency of its time-stamp counter (0 if KVM does not tell).
 /// Some of the registers that KVM lists cannot be read on every host; it can only be tried.
-fn readable_msrs(kvm: &Kvm) -> Result<Vec<kvm_msr_entry>, KvmError> {
+fn probe_vcpu(kvm: &Kvm) -> Result<(Vec<kvm_msr_entry>, u32), KvmError> {
     let list = kvm.get_msr_index_list().map_err(KvmError::Capabilities)?;
     let vm = kvm.create_vm().map_err(KvmError::CreateVm)?;
     vm.create_irq_chip().map_err(KvmError::Chips)?;
@@ -142,7 +181,8 @@ fn readable_msrs(kvm: &Kvm) -> Result<Vec<kvm_msr_entry>, KvmError> {
         matches!(vcpu.get_msrs(&mut one), Ok(1)).then(|| one.as_slice()[0])
     };
     let listed = list.as_slice().iter().filter(|index| !HYPER_V_MSRS.contains(index));
-    Ok(listed.filter_map(read).take(KVM_MAX_MSR_ENTRIES).collect())
+    let msrs = listed.filter_map(read).take(KVM_MAX_MSR_ENTRIES).collect();
+    Ok((msrs, vcpu.get_tsc_khz().unwrap_or(0)))
 }
 
 /// One VM with one vCPU that never runs. While it is open, the kernel's switches for "there is a VM"

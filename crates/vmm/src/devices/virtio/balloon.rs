@@ -40,6 +40,13 @@ impl Balloon {
     pub(crate) fn reported_bytes(&self) -> Option<u64> {
         self.reported_bytes
     }
+
+    /// A saved machine comes back with its account.
+    pub(crate) fn restore(&mut self, reported_bytes: Option<u64>) {
+        if self.reported_bytes.is_some() {
+            self.reported_bytes = reported_bytes.or(self.reported_bytes);
+        }
+    }
 }
 
 impl VirtioDevice for Balloon {

@@ -2,6 +2,8 @@
 //! driver's status and its queues. It has no writable configuration space, no legacy interface, no
 //! shared memory and no reset of single queues.
 
+pub(crate) mod state;
+
 use super::{GuestMemory, Queue, QueueError, Served, VirtioDevice};
 use virtio_bindings::virtio_config as config;
 use virtio_bindings::virtio_mmio as register;
@@ -75,6 +77,10 @@ impl<D: VirtioDevice> MmioTransport<D> {
             self.interrupt_status |= register::VIRTIO_MMIO_INT_CONFIG;
         }
         Ok(Served { raise, more: false })
+    }
+
+    pub(crate) fn device(&self) -> &D {
+        &self.device
     }
 
     pub(crate) fn device_mut(&mut self) -> &mut D {

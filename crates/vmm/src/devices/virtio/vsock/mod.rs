@@ -17,11 +17,13 @@
 mod connection;
 mod credit;
 mod packet;
+pub(crate) mod state;
 mod transmitted;
 
 use super::{GuestMemory, Queue, QueueError, Served, VirtioDevice, next_chain, read_config_bytes};
 use connection::{Connection, Verdict};
 use packet::{Buffers, HEADER_LEN, Header, TYPE_STREAM, op};
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -65,7 +67,7 @@ pub(crate) fn host_port_of(token: u64) -> u32 {
     u32::try_from(token & u64::from(u32::MAX)).unwrap_or_default()
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 struct Ports {
     guest: u32,
     host: u32,

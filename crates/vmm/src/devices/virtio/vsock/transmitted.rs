@@ -23,6 +23,16 @@ impl Transmitted {
         self.bytes += buffers.len();
     }
 
+    pub(super) fn heads(&self) -> &[u16] {
+        &self.heads
+    }
+
+    /// What a saved machine had kept. How much it holds back is not known, so that it is given back with the next one.
+    pub(super) fn keep_again(&mut self, heads: Vec<u16>) {
+        let any = !heads.is_empty();
+        *self = Transmitted { heads, descriptors: 0, bytes: if any { KEPT_LEN_MAX } else { 0 } };
+    }
+
     /// A driver that runs out of descriptors waits for an interrupt, so enough of the ring for its
     /// longest packet must never be kept.
     pub(super) fn are_many(&self, tx: &Queue) -> bool {
