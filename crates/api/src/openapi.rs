@@ -20,6 +20,7 @@ use crate::sandbox::{
     SandboxState, SandboxView,
 };
 use crate::template::{TakeState, TemplateList, TemplateProgress, TemplateSize, TemplateState, TemplateView};
+use crate::usage::{UsageDay, UsageList};
 use crate::webhook::{CreateWebhook, WebhookCreated, WebhookList, WebhookView};
 use utoipa::OpenApi;
 use utoipa::openapi::path::{HttpMethod, OperationBuilder, Parameter, ParameterBuilder, ParameterIn};
@@ -140,6 +141,12 @@ const SINCE: QueryParameter = QueryParameter {
 const LIMIT: QueryParameter = QueryParameter {
     name: "limit",
     meaning: "At most so many events, up to 1,000",
+    required: false,
+    kind: QueryKind::Number,
+};
+const DAYS: QueryParameter = QueryParameter {
+    name: "days",
+    meaning: "The last so many days, up to 366; otherwise 31",
     required: false,
     kind: QueryKind::Number,
 };
@@ -704,6 +711,17 @@ pub const ENDPOINTS: &[Endpoint] = &[
         open: false,
     },
     Endpoint {
+        method: Method::Get,
+        path: "/v1/usage",
+        id: "usage",
+        summary: "What the key has used, by day; for the operator, what all have",
+        query: &[DAYS],
+        request: Request::None,
+        success: Success::Json("UsageList"),
+        errors: &[("400", "The query cannot be understood"), FAILED],
+        open: false,
+    },
+    Endpoint {
         method: Method::Post,
         path: "/v1/webhooks",
         id: "create_webhook",
@@ -854,6 +872,8 @@ pub const ENDPOINTS: &[Endpoint] = &[
     TemplateSize,
     TemplateState,
     TemplateView,
+    UsageDay,
+    UsageList,
     WebhookCreated,
     WebhookId,
     WebhookList,
