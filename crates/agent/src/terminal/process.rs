@@ -174,7 +174,7 @@ impl Terminal {
             Ok(Err(error)) => Err(Refusal(Cause::Exited, format!("The terminal takes no input: {error}"))),
             Err(_) => {
                 let message = "The program does not read its input, and the terminal holds no more of it";
-                Err(Refusal(Cause::Unable, message.to_owned()))
+                Err(Refusal(Cause::Unread, message.to_owned()))
             }
         }
     }

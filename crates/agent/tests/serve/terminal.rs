@@ -317,7 +317,7 @@ fn input_that_is_not_read_is_refused_and_comes_in_one_piece_otherwise() {
     terminal.wait_for("ready");
     let input = |len| Request::Input { terminal: "t".to_owned(), data: vec![b'x'; len] };
     assert_eq!(ask(&agent, &input(100)), Event::Done);
-    check_refused(&ask(&agent, &input(32 * 1024)), Cause::Unable);
+    check_refused(&ask(&agent, &input(32 * 1024)), Cause::Unread);
 }
 
 #[test]
