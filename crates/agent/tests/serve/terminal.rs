@@ -157,6 +157,14 @@ fn arguments_are_executed_as_they_are_with_their_variables_and_directory() {
 }
 
 #[test]
+fn a_program_starts_without_any_other_that_its_variables_could_lead_to() {
+    let agent = Agent::start();
+    let nowhere = vec![("PATH".to_owned(), "/no/such/place".to_owned())];
+    let program = Program { env: nowhere, ..argv(&["/bin/sh", "-c", "echo here > /dev/tty"]) };
+    assert_eq!(create(&agent, "t", program).ready().rest(), ("here\r\n".to_owned(), 0));
+}
+
+#[test]
 fn a_program_that_is_not_there_is_told_by_its_exit_code() {
     let agent = Agent::start();
     let (output, exit_code) = create(&agent, "t", argv(&["nonsense"])).ready().rest();
