@@ -111,7 +111,9 @@ const CROWDED: (&str, &str) =
     ("503", "The host reads too many long bodies; `Retry-After` says when to come back");
 const LONG_BODY: (&str, &str) = ("413", "The body is too long");
 const UNKNOWN_PTY: (&str, &str) = ("404", "There is no such sandbox or terminal; the text says which");
-const CROWDED_PTY: (&str, &str) = ("429", "Too many clients are at the sandbox's terminals");
+const CROWDED_PTY: (&str, &str) = ("429", "Too many clients are at terminals of the sandbox, or of the host");
+const UNREAD_PTY: (&str, &str) =
+    ("409", "The program has ended; or it reads none of its input, which is then in part typed");
 const FAILED: (&str, &str) = ("500", "The machine could not do it; the text says why");
 
 const NO_FILE: (&str, &str) = (
@@ -316,7 +318,7 @@ pub const ENDPOINTS: &[Endpoint] = &[
         query: &[],
         request: Request::Json("CreatePty"),
         success: Success::Events("PtyEvent"),
-        errors: &[BAD_BODY, UNKNOWN, LONG_BODY, FAILED],
+        errors: &[BAD_BODY, UNKNOWN, LONG_BODY, CROWDED_PTY, FAILED],
         open: false,
     },
     Endpoint {
@@ -327,7 +329,7 @@ pub const ENDPOINTS: &[Endpoint] = &[
         query: &[],
         request: Request::None,
         success: Success::JsonArray("PtyInfo"),
-        errors: &[UNKNOWN, FAILED],
+        errors: &[UNKNOWN, CROWDED_PTY, FAILED, NO_AGENT, SILENT],
         open: false,
     },
     Endpoint {
@@ -338,7 +340,7 @@ pub const ENDPOINTS: &[Endpoint] = &[
         query: &[],
         request: Request::None,
         success: Success::Events("PtyEvent"),
-        errors: &[UNKNOWN_PTY, CROWDED_PTY, FAILED],
+        errors: &[UNKNOWN_PTY, CROWDED_PTY, FAILED, NO_AGENT, SILENT],
         open: false,
     },
     Endpoint {
@@ -349,7 +351,7 @@ pub const ENDPOINTS: &[Endpoint] = &[
         query: &[],
         request: Request::Json("PtyRead"),
         success: Success::Json("PtyChunk"),
-        errors: &[BAD_BODY, UNKNOWN_PTY, LONG_BODY, CROWDED_PTY, FAILED],
+        errors: &[BAD_BODY, UNKNOWN_PTY, LONG_BODY, CROWDED_PTY, FAILED, NO_AGENT, SILENT],
         open: false,
     },
     Endpoint {
@@ -360,7 +362,7 @@ pub const ENDPOINTS: &[Endpoint] = &[
         query: &[],
         request: Request::Json("PtyInput"),
         success: Success::Empty,
-        errors: &[BAD_BODY, UNKNOWN_PTY, ("409", "The program has ended"), LONG_BODY, CROWDED_PTY, FAILED],
+        errors: &[BAD_BODY, UNKNOWN_PTY, UNREAD_PTY, LONG_BODY, CROWDED_PTY, FAILED, NO_AGENT, SILENT],
         open: false,
     },
     Endpoint {
@@ -371,7 +373,16 @@ pub const ENDPOINTS: &[Endpoint] = &[
         query: &[],
         request: Request::Json("PtyResize"),
         success: Success::Empty,
-        errors: &[BAD_BODY, UNKNOWN_PTY, ("409", "The program has ended"), LONG_BODY, CROWDED_PTY, FAILED],
+        errors: &[
+            BAD_BODY,
+            UNKNOWN_PTY,
+            ("409", "The program has ended"),
+            LONG_BODY,
+            CROWDED_PTY,
+            FAILED,
+            NO_AGENT,
+            SILENT,
+        ],
         open: false,
     },
     Endpoint {
@@ -382,7 +393,7 @@ pub const ENDPOINTS: &[Endpoint] = &[
         query: &[],
         request: Request::None,
         success: Success::Empty,
-        errors: &[UNKNOWN_PTY, CROWDED_PTY, FAILED],
+        errors: &[UNKNOWN_PTY, CROWDED_PTY, FAILED, NO_AGENT, SILENT],
         open: false,
     },
     Endpoint {

@@ -2,7 +2,7 @@
 
 use crate::config::Settings;
 use crate::http;
-use crate::http::limits::{FOLLOWERS_MAX, LONG_BODIES_MAX};
+use crate::http::limits::{FOLLOWERS_MAX, LONG_BODIES_MAX, TERMINAL_CLIENTS_MAX};
 use crate::journal::Journal;
 use crate::metrics::Metrics;
 use crate::network::Network;
@@ -66,6 +66,8 @@ pub struct App {
     pub room: Room,
     /// One permit for each client that may follow the events.
     pub followers: Arc<Semaphore>,
+    /// One permit for each client that may be attached to a terminal or wait for its output.
+    pub terminal_clients: Arc<Semaphore>,
     /// One permit for each long request body that may be in memory.
     pub long_bodies: Semaphore,
     vmm: Arc<dyn Vmm>,
@@ -143,6 +145,7 @@ impl App {
             usage: records.usage,
             metrics: Metrics::default(),
             followers: Arc::new(Semaphore::new(FOLLOWERS_MAX)),
+            terminal_clients: Arc::new(Semaphore::new(TERMINAL_CLIENTS_MAX)),
             endings: Semaphore::new(ENDINGS_PER_PROCESSOR * admission.processors()),
             admission,
             long_bodies: Semaphore::new(LONG_BODIES_MAX),
