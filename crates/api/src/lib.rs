@@ -16,4 +16,5 @@ pub mod openapi;
 pub mod pty;
 pub mod sandbox;
 pub mod template;
+pub mod usage;
 pub mod webhook;

@@ -20,6 +20,7 @@ use crate::sandbox::{
     SandboxState, SandboxView,
 };
 use crate::template::{TakeState, TemplateList, TemplateProgress, TemplateSize, TemplateState, TemplateView};
+use crate::usage::{UsageDay, UsageList};
 use crate::webhook::{CreateWebhook, WebhookCreated, WebhookList, WebhookView};
 use utoipa::OpenApi;
 use utoipa::openapi::path::{HttpMethod, OperationBuilder, Parameter, ParameterBuilder, ParameterIn};
@@ -110,7 +111,9 @@ const CROWDED: (&str, &str) =
     ("503", "The host reads too many long bodies; `Retry-After` says when to come back");
 const LONG_BODY: (&str, &str) = ("413", "The body is too long");
 const UNKNOWN_PTY: (&str, &str) = ("404", "There is no such sandbox or terminal; the text says which");
-const CROWDED_PTY: (&str, &str) = ("429", "Too many clients are at the sandbox's terminals");
+const CROWDED_PTY: (&str, &str) = ("429", "Too many clients are at terminals of the sandbox, or of the host");
+const UNREAD_PTY: (&str, &str) =
+    ("409", "The program has ended; or it reads none of its input, which is then in part typed");
 const FAILED: (&str, &str) = ("500", "The machine could not do it; the text says why");
 
 const NO_FILE: (&str, &str) = (
@@ -140,6 +143,12 @@ const SINCE: QueryParameter = QueryParameter {
 const LIMIT: QueryParameter = QueryParameter {
     name: "limit",
     meaning: "At most so many events, up to 1,000",
+    required: false,
+    kind: QueryKind::Number,
+};
+const DAYS: QueryParameter = QueryParameter {
+    name: "days",
+    meaning: "The last so many days, up to 366; otherwise 31",
     required: false,
     kind: QueryKind::Number,
 };
@@ -309,7 +318,7 @@ pub const ENDPOINTS: &[Endpoint] = &[
         query: &[],
         request: Request::Json("CreatePty"),
         success: Success::Events("PtyEvent"),
-        errors: &[BAD_BODY, UNKNOWN, LONG_BODY, FAILED],
+        errors: &[BAD_BODY, UNKNOWN, LONG_BODY, CROWDED_PTY, FAILED],
         open: false,
     },
     Endpoint {
@@ -320,7 +329,7 @@ pub const ENDPOINTS: &[Endpoint] = &[
         query: &[],
         request: Request::None,
         success: Success::JsonArray("PtyInfo"),
-        errors: &[UNKNOWN, FAILED],
+        errors: &[UNKNOWN, CROWDED_PTY, FAILED, NO_AGENT, SILENT],
         open: false,
     },
     Endpoint {
@@ -331,7 +340,7 @@ pub const ENDPOINTS: &[Endpoint] = &[
         query: &[],
         request: Request::None,
         success: Success::Events("PtyEvent"),
-        errors: &[UNKNOWN_PTY, CROWDED_PTY, FAILED],
+        errors: &[UNKNOWN_PTY, CROWDED_PTY, FAILED, NO_AGENT, SILENT],
         open: false,
     },
     Endpoint {
@@ -342,7 +351,7 @@ pub const ENDPOINTS: &[Endpoint] = &[
         query: &[],
         request: Request::Json("PtyRead"),
         success: Success::Json("PtyChunk"),
-        errors: &[BAD_BODY, UNKNOWN_PTY, LONG_BODY, CROWDED_PTY, FAILED],
+        errors: &[BAD_BODY, UNKNOWN_PTY, LONG_BODY, CROWDED_PTY, FAILED, NO_AGENT, SILENT],
         open: false,
     },
     Endpoint {
@@ -353,7 +362,7 @@ pub const ENDPOINTS: &[Endpoint] = &[
         query: &[],
         request: Request::Json("PtyInput"),
         success: Success::Empty,
-        errors: &[BAD_BODY, UNKNOWN_PTY, ("409", "The program has ended"), LONG_BODY, CROWDED_PTY, FAILED],
+        errors: &[BAD_BODY, UNKNOWN_PTY, UNREAD_PTY, LONG_BODY, CROWDED_PTY, FAILED, NO_AGENT, SILENT],
         open: false,
     },
     Endpoint {
@@ -364,7 +373,16 @@ pub const ENDPOINTS: &[Endpoint] = &[
         query: &[],
         request: Request::Json("PtyResize"),
         success: Success::Empty,
-        errors: &[BAD_BODY, UNKNOWN_PTY, ("409", "The program has ended"), LONG_BODY, CROWDED_PTY, FAILED],
+        errors: &[
+            BAD_BODY,
+            UNKNOWN_PTY,
+            ("409", "The program has ended"),
+            LONG_BODY,
+            CROWDED_PTY,
+            FAILED,
+            NO_AGENT,
+            SILENT,
+        ],
         open: false,
     },
     Endpoint {
@@ -375,7 +393,7 @@ pub const ENDPOINTS: &[Endpoint] = &[
         query: &[],
         request: Request::None,
         success: Success::Empty,
-        errors: &[UNKNOWN_PTY, CROWDED_PTY, FAILED],
+        errors: &[UNKNOWN_PTY, CROWDED_PTY, FAILED, NO_AGENT, SILENT],
         open: false,
     },
     Endpoint {
@@ -704,6 +722,17 @@ pub const ENDPOINTS: &[Endpoint] = &[
         open: false,
     },
     Endpoint {
+        method: Method::Get,
+        path: "/v1/usage",
+        id: "usage",
+        summary: "What the key has used, by day; for the operator, what all have",
+        query: &[DAYS],
+        request: Request::None,
+        success: Success::Json("UsageList"),
+        errors: &[("400", "The query cannot be understood"), FAILED],
+        open: false,
+    },
+    Endpoint {
         method: Method::Post,
         path: "/v1/webhooks",
         id: "create_webhook",
@@ -854,6 +883,8 @@ pub const ENDPOINTS: &[Endpoint] = &[
     TemplateSize,
     TemplateState,
     TemplateView,
+    UsageDay,
+    UsageList,
     WebhookCreated,
     WebhookId,
     WebhookList,

@@ -5,6 +5,7 @@ use crate::{admin_key, args};
 use anyhow::{Context, bail};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
+use podflare_api::capacity::Capacity;
 use podflare_api::error::ErrorBody;
 use podflare_api::event::{EventList, LifecycleEvent};
 use podflare_api::exec::{ExecEvent, ExecEventKind, ExecRequest};
@@ -99,6 +100,12 @@ impl Client {
         let mut answer = self.checked(request.call())?;
         let list: SandboxList = answer.body_mut().read_json().context("Cannot read the list of sandboxes")?;
         Ok(list.sandboxes)
+    }
+
+    pub(crate) fn capacity(&self) -> anyhow::Result<Capacity> {
+        let request = self.agent.get(self.address("/capacity")).header("authorization", self.authorization());
+        let mut answer = self.checked(request.call())?;
+        answer.body_mut().read_json().context("Cannot read what the host has")
     }
 
     /// Asks again where the host says when to come back, because it boots a template or is busy.

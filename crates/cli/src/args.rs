@@ -49,6 +49,8 @@ pub(crate) enum Command {
     },
     /// List the sandboxes of a host
     Ls(Host),
+    /// Show what a host has and does, again and again
+    Top(Top),
     /// Run code in a new sandbox, which is closed afterwards; the exit code is the code's
     Run(Run),
     /// Open a terminal in a sandbox, and leave with its exit code
@@ -124,6 +126,15 @@ pub(crate) struct TemplateRm {
     #[command(flatten)]
     pub(crate) host: Host,
     pub(crate) name: String,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Top {
+    #[command(flatten)]
+    pub(crate) host: Host,
+    /// Show it once
+    #[arg(long)]
+    pub(crate) once: bool,
 }
 
 #[derive(Debug, clap::Args)]

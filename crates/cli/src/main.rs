@@ -54,6 +54,7 @@ fn run(args: Args, output: &Output) -> anyhow::Result<ExitCode> {
         Command::Keys { command: KeyCommand::Revoke(key) } => commands::keys::revoke(&key, &places, output),
         Command::Keys { command: KeyCommand::Rotate(key) } => commands::keys::rotate(&key, &places, output),
         Command::Ls(host) => commands::ls::run(&host, &places, output),
+        Command::Top(top) => commands::top::run(&top, &places, output),
         Command::Run(run) => commands::run::run(&run, &places, output),
         Command::Shell(shell) => commands::shell::run(&shell, &places, output),
     }

@@ -8,6 +8,10 @@ const BEL: u8 = 0x07;
 /// Asks for the answerback message.
 const ENQ: u8 = 0x05;
 
+/// These break a sequence off, as every ESC does.
+const CAN: u8 = 0x18;
+const SUB: u8 = 0x1a;
+
 /// A sequence that is longer than this is passed on as it comes.
 const SEQUENCE_LEN_MAX: usize = 4096;
 
@@ -32,10 +36,14 @@ impl Filter {
                 continue;
             }
             self.begun.push(byte);
+            // What an ESC breaks off is no sequence; what begins with the ESC may be one.
+            while let State::BrokenOff { by } = state(&self.begun) {
+                shown.extend(self.begun.drain(..by));
+            }
             match state(&self.begun) {
                 State::Begun if self.begun.len() < SEQUENCE_LEN_MAX => {}
                 State::Query => self.begun.clear(),
-                State::Begun | State::Other => shown.append(&mut self.begun),
+                State::Begun | State::Other | State::BrokenOff { .. } => shown.append(&mut self.begun),
             }
         }
         shown
@@ -52,13 +60,22 @@ enum State {
     Begun,
     Query,
     Other,
+    /// By the ESC at this place.
+    BrokenOff {
+        by: usize,
+    },
 }
 
 fn state(sequence: &[u8]) -> State {
     match sequence {
         [ESC] => State::Begun,
+        [.., CAN | SUB] => State::Other,
+        [ESC, ESC] => State::BrokenOff { by: 1 },
         [ESC, b'Z'] => State::Query,
+        [ESC, b'[', .., ESC] => State::BrokenOff { by: sequence.len() - 1 },
         [ESC, b'[', rest @ ..] => control(rest),
+        [ESC, b']' | b'P', .., ESC] => State::Begun,
+        [ESC, b']' | b'P', .., ESC, last] if *last != b'\\' => State::BrokenOff { by: sequence.len() - 2 },
         [ESC, b']', rest @ ..] => string(rest, |content| content.windows(2).any(|pair| pair == b";?")),
         [ESC, b'P', rest @ ..] => {
             string(rest, |content| content.starts_with(b"$q") || content.starts_with(b"+q"))
@@ -153,6 +170,19 @@ mod tests {
         let shown: Vec<u8> = pieces.iter().flat_map(|piece| filter.pass(piece)).collect();
         assert_eq!(shown, b"ab");
         assert_eq!(filter.finish(), b"\x1b[1");
+    }
+
+    #[test]
+    fn a_query_behind_a_sequence_that_is_broken_off_is_a_query() {
+        for begun in
+            ["\x1b", "\x1b[", "\x1b[1;3", "\x1b]0;title", "\x1b]11;?", "\x1bP+q", "\x1b[2\x18", "\x1b]0;\x1a"]
+        {
+            assert_eq!(shown(format!("{begun}\x1b[6nb").as_bytes()), format!("{begun}b"), "{begun:?}");
+            assert_eq!(shown(format!("{begun}\x1b]11;?\x07b").as_bytes()), format!("{begun}b"), "{begun:?}");
+        }
+        assert_eq!(shown(b"\x1b[1\x1b[2Jb"), "\x1b[1\x1b[2Jb");
+        assert_eq!(shown(b"\x1b]0;title\x1bZb"), "\x1b]0;titleb");
+        assert_eq!(shown(b"\x1b]0;title\x1b\x1b[cb"), "\x1b]0;title\x1bb");
     }
 
     #[test]

@@ -274,6 +274,22 @@ fn whoever_returns_sees_what_was_printed_meanwhile() {
 }
 
 #[test]
+fn whoever_returns_answers_no_questions_of_the_past_and_those_of_now() {
+    let host = Host::start();
+    let mut screen = Screen::start(&host, &["--attach", PTY, SANDBOX]);
+    host.asked("/attach");
+    host.prints("past\x1b[6n\x1b]11;?\x07\x1b[");
+    host.prints("c.");
+    screen.wait_for("past.");
+    // As long as it takes until what comes is of now.
+    thread::sleep(Duration::from_secs(2));
+    host.prints("now\x1b[6n.");
+    screen.wait_for("now\x1b[6n.");
+    host.says(&json!({"type": "pty_exit", "data": 0}));
+    assert_eq!(screen.ends(), Some(0));
+}
+
+#[test]
 fn without_a_terminal_nothing_is_asked_of_the_host() {
     let host = Host::start();
     let output = Command::new(env!("CARGO_BIN_EXE_podflare"))

@@ -2,7 +2,7 @@
 
 use crate::config::Settings;
 use crate::http;
-use crate::http::limits::{FOLLOWERS_MAX, LONG_BODIES_MAX};
+use crate::http::limits::{FOLLOWERS_MAX, LONG_BODIES_MAX, TERMINAL_CLIENTS_MAX};
 use crate::journal::Journal;
 use crate::metrics::Metrics;
 use crate::network::Network;
@@ -22,6 +22,7 @@ use crate::template::shelf::Shelf;
 use crate::template::variant::Variant;
 use crate::template::{Template, folder, keep};
 use crate::tenant::{Keys, Tenant};
+use crate::usage::Usage;
 use crate::vmm::{Machine, Vmm};
 use crate::webhook::Webhooks;
 use podflare_api::event::Happening;
@@ -60,10 +61,13 @@ pub struct App {
     pub keys: Keys,
     pub journal: Arc<Journal>,
     pub webhooks: Arc<Webhooks>,
+    pub usage: Usage,
     pub metrics: Metrics,
     pub room: Room,
     /// One permit for each client that may follow the events.
     pub followers: Arc<Semaphore>,
+    /// One permit for each client that may be attached to a terminal or wait for its output.
+    pub terminal_clients: Arc<Semaphore>,
     /// One permit for each long request body that may be in memory.
     pub long_bodies: Semaphore,
     vmm: Arc<dyn Vmm>,
@@ -138,8 +142,10 @@ impl App {
             keys: records.keys,
             journal: records.journal,
             webhooks: records.webhooks,
+            usage: records.usage,
             metrics: Metrics::default(),
             followers: Arc::new(Semaphore::new(FOLLOWERS_MAX)),
+            terminal_clients: Arc::new(Semaphore::new(TERMINAL_CLIENTS_MAX)),
             endings: Semaphore::new(ENDINGS_PER_PROCESSOR * admission.processors()),
             admission,
             long_bodies: Semaphore::new(LONG_BODIES_MAX),
@@ -158,6 +164,7 @@ impl App {
             never = self.network.keep(quiet) => match never {},
             never = self.journal.keep() => match never {},
             never = self.webhooks.tell(&self.journal) => match never {},
+            never = self.usage.keep(self) => match never {},
         }
     }
 
@@ -210,6 +217,7 @@ impl App {
             let (cause, slot) = task.run().await;
             app.registry.retire(&handle, &cause);
             app.templates.forget(&handle);
+            app.usage.count_last(&handle);
             // What was never given out was nobody's.
             if slot.is_some() && !cause.is_replacement() {
                 app.metrics.count_end(&cause);
@@ -269,5 +277,6 @@ impl App {
             tracing::warn!("Some machines had not ended when the host shut down");
         }
         self.journal.finish().await;
+        self.usage.note().await;
     }
 }

@@ -19,6 +19,7 @@ pub mod store;
 pub mod template;
 pub mod tenant;
 pub mod tier;
+pub mod usage;
 pub mod vmm;
 pub mod webhook;
 

@@ -4,6 +4,7 @@ use crate::config::Settings;
 use crate::journal::Journal;
 use crate::store::{Store, StoreError};
 use crate::tenant::{Keys, KeysError};
+use crate::usage::Usage;
 use crate::webhook::Webhooks;
 use std::sync::Arc;
 
@@ -12,6 +13,7 @@ pub struct Records {
     pub keys: Keys,
     pub journal: Arc<Journal>,
     pub webhooks: Arc<Webhooks>,
+    pub usage: Usage,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -28,7 +30,12 @@ impl Records {
     pub fn read(store: Store, settings: &Settings) -> Result<Records, RecordsError> {
         let keys = Keys::load(store.clone(), settings.tiers.clone(), settings.keys.clone())?;
         let journal = Journal::open(store.clone()).map_err(RecordsError::Journal)?;
-        let webhooks = Webhooks::load(store).map_err(RecordsError::Webhooks)?;
-        Ok(Records { keys, journal: Arc::new(journal), webhooks: Arc::new(webhooks) })
+        let webhooks = Webhooks::load(store.clone()).map_err(RecordsError::Webhooks)?;
+        Ok(Records {
+            keys,
+            journal: Arc::new(journal),
+            webhooks: Arc::new(webhooks),
+            usage: Usage::new(store),
+        })
     }
 }

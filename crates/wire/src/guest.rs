@@ -12,7 +12,7 @@ use std::net::Ipv4Addr;
 pub const AGENT_PORT: u32 = 5555;
 
 /// Changes with every change of this file, `files.rs` or `terminal.rs`; hostd refuses an agent of another version.
-pub const PROTOCOL: u32 = 6;
+pub const PROTOCOL: u32 = 7;
 
 /// Bytes of fresh entropy that a renewal carries.
 pub const ENTROPY_LEN: usize = 64;

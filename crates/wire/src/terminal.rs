@@ -109,6 +109,8 @@ pub enum Cause {
     Invalid,
     /// The guest could not do it.
     Unable,
+    /// The program does not read what is typed, and the terminal holds no more of it.
+    Unread,
 }
 
 #[cfg(test)]

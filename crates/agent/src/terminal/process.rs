@@ -9,7 +9,7 @@ use crate::exec::{Workplace, exit_code, signal_group};
 use podflare_wire::guest::{ExecContext, excerpt};
 use podflare_wire::limits::TERMINAL_RING_LEN;
 use podflare_wire::terminal::{Cause, Command, Program, Size, Terminal as Listed};
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 use rustix::process::{Pid, Signal};
 use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
 use rustix::termios::{InputModes, OptionalActions, Winsize, tcgetattr, tcgetpgrp, tcsetattr, tcsetwinsize};
@@ -174,7 +174,7 @@ impl Terminal {
             Ok(Err(error)) => Err(Refusal(Cause::Exited, format!("The terminal takes no input: {error}"))),
             Err(_) => {
                 let message = "The program does not read its input, and the terminal holds no more of it";
-                Err(Refusal(Cause::Unable, message.to_owned()))
+                Err(Refusal(Cause::Unread, message.to_owned()))
             }
         }
     }
@@ -244,20 +244,24 @@ async fn run(terminal: Arc<Terminal>, mut child: Child, output: Receiver) {
     };
     // From here on its process id may be another's.
     terminal.state().live = None;
+    drain(&output, &mut buffer, |last| terminal.keep(last));
+    // With the last hold on the master, unless an input is under way, what is left of the session is hung up.
+    drop(output);
+    terminal.state().exit_code = Some(status.map_or(-1, |status: ExitStatus| exit_code(status)));
+    terminal.changed.send_replace(());
+}
+
+/// Takes what there is, whether the runtime has heard of it or not.
+fn drain(output: &Receiver, buffer: &mut [u8], mut keep: impl FnMut(&[u8])) {
     let mut left = TERMINAL_RING_LEN;
-    // What there is, whether the runtime has heard of it or not.
-    while let Ok(len @ 1..) = rustix::io::read(&output, &mut buffer) {
-        terminal.keep(&buffer[..len]);
-        // What it has left in the background may write for ever.
+    while let Ok(len @ 1..) = retry_on_intr(|| rustix::io::read(output, &mut *buffer)) {
+        keep(&buffer[..len]);
+        // What the program has left in the background may write for ever.
         left = left.saturating_sub(len);
         if left == 0 {
             break;
         }
     }
-    // With the last hold on the master, unless an input is under way, what is left of the session is hung up.
-    drop(output);
-    terminal.state().exit_code = Some(status.map_or(-1, |status: ExitStatus| exit_code(status)));
-    terminal.changed.send_replace(());
 }
 
 fn open(size: Size) -> Result<(OwnedFd, OwnedFd), Errno> {
@@ -277,4 +281,23 @@ fn open(size: Size) -> Result<(OwnedFd, OwnedFd), Errno> {
 
 fn winsize(size: Size) -> Winsize {
     Winsize { ws_row: size.rows, ws_col: size.cols, ws_xpixel: 0, ws_ypixel: 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_last_output_is_taken_though_the_runtime_has_not_heard_of_it() {
+        let (master, slave) = open(Size { cols: 80, rows: 24 }).unwrap();
+        let output = Receiver::from_owned_fd_unchecked(master).unwrap();
+        rustix::io::write(&slave, b"last words").unwrap();
+        drop(slave);
+        // Nothing has been awaited since: the runtime says that there is nothing.
+        let unheard = output.try_read(&mut [0; 16]).unwrap_err();
+        assert_eq!(unheard.kind(), io::ErrorKind::WouldBlock);
+        let mut kept: Vec<u8> = Vec::new();
+        drain(&output, &mut [0; 4], |last| kept.extend(last));
+        assert_eq!(kept, b"last words");
+    }
 }

@@ -157,6 +157,14 @@ fn arguments_are_executed_as_they_are_with_their_variables_and_directory() {
 }
 
 #[test]
+fn a_program_starts_without_any_other_that_its_variables_could_lead_to() {
+    let agent = Agent::start();
+    let nowhere = vec![("PATH".to_owned(), "/no/such/place".to_owned())];
+    let program = Program { env: nowhere, ..argv(&["/bin/sh", "-c", "echo here > /dev/tty"]) };
+    assert_eq!(create(&agent, "t", program).ready().rest(), ("here\r\n".to_owned(), 0));
+}
+
+#[test]
 fn a_program_that_is_not_there_is_told_by_its_exit_code() {
     let agent = Agent::start();
     let (output, exit_code) = create(&agent, "t", argv(&["nonsense"])).ready().rest();
@@ -317,7 +325,7 @@ fn input_that_is_not_read_is_refused_and_comes_in_one_piece_otherwise() {
     terminal.wait_for("ready");
     let input = |len| Request::Input { terminal: "t".to_owned(), data: vec![b'x'; len] };
     assert_eq!(ask(&agent, &input(100)), Event::Done);
-    check_refused(&ask(&agent, &input(32 * 1024)), Cause::Unable);
+    check_refused(&ask(&agent, &input(32 * 1024)), Cause::Unread);
 }
 
 #[test]

@@ -12,13 +12,17 @@ use std::time::{SystemTime, UNIX_EPOCH};
 const COLUMNS: [&str; 6] = ["SANDBOX", "TEMPLATE", "AGE", "RUNS", "FORKS", "PARENT"];
 
 pub(crate) fn run(host: &Host, places: &Places, output: &Output) -> anyhow::Result<ExitCode> {
-    let sandboxes = Client::of(host, places)?.sandboxes()?;
-    let now_ms = SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis();
-    let rows = sandboxes.iter().map(|sandbox| row(sandbox, now_ms));
-    for line in table(std::iter::once(COLUMNS.map(str::to_owned)).chain(rows).collect()) {
+    for line in rows(&Client::of(host, places)?.sandboxes()?)? {
         output.line(&line)?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Sandboxes as lines, with a head.
+pub(super) fn rows(sandboxes: &[SandboxView]) -> anyhow::Result<Vec<String>> {
+    let now_ms = SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis();
+    let rows = sandboxes.iter().map(|sandbox| row(sandbox, now_ms));
+    Ok(table(std::iter::once(COLUMNS.map(str::to_owned)).chain(rows).collect()))
 }
 
 fn row(sandbox: &SandboxView, now_ms: u128) -> [String; 6] {

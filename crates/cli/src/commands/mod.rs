@@ -10,4 +10,5 @@ pub(crate) mod run;
 pub(crate) mod shell;
 pub(crate) mod status;
 pub(crate) mod template;
+pub(crate) mod top;
 pub(crate) mod up;

@@ -395,11 +395,11 @@ impl From<TerminalError> for ApiError {
             TerminalError::Refused { cause, .. } => match cause {
                 Cause::NotFound => StatusCode::NOT_FOUND,
                 Cause::TooMany => StatusCode::TOO_MANY_REQUESTS,
-                Cause::Exited => StatusCode::CONFLICT,
+                Cause::Exited | Cause::Unread => StatusCode::CONFLICT,
                 Cause::Invalid => StatusCode::BAD_REQUEST,
                 Cause::Unable => StatusCode::INTERNAL_SERVER_ERROR,
             },
-            TerminalError::TooMany => StatusCode::TOO_MANY_REQUESTS,
+            TerminalError::TooMany | TerminalError::HostFull => StatusCode::TOO_MANY_REQUESTS,
             TerminalError::Silent => StatusCode::GATEWAY_TIMEOUT,
             // The sandbox is there, and its agent is started again.
             TerminalError::Connect(_) | TerminalError::Io(_) | TerminalError::Closed => {

@@ -36,6 +36,10 @@ pub(super) const EXEC_BODY_LEN_MAX: usize = 2 * CODE_LEN_MAX;
 /// The longest body about a terminal: its program, variables and directory, with room for what JSON must escape.
 pub(super) const PTY_BODY_LEN_MAX: usize = 1024 * 1024;
 
+/// Clients that are attached to terminals of this host's sandboxes, or wait for their output, at once: a part of
+/// `CONNECTIONS_MAX`, so that others are always served. What is typed needs none of these places.
+pub(crate) const TERMINAL_CLIENTS_MAX: usize = 1024;
+
 /// Clients that follow the host's events at once.
 pub(crate) const FOLLOWERS_MAX: usize = 64;
 

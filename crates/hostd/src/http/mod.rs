@@ -75,6 +75,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/templates/{name}", get(templates::inspect))
         .route("/v1/capacity", get(node::capacity))
         .route("/v1/events", get(events::events))
+        .route("/v1/usage", get(node::usage))
         .route("/v1/webhooks", post(webhooks::create).get(webhooks::list))
         .route("/v1/webhooks/{webhook}", delete(webhooks::remove))
         .route_layer(from_fn_with_state(app.clone(), visible::require_visible));

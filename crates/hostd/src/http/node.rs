@@ -1,6 +1,8 @@
 //! The host itself: is it ready, what has it left, what does it serve.
 
+use super::auth::Caller;
 use super::error::ApiError;
+use super::files::query::Query;
 use crate::app::App;
 use crate::template::Availability;
 use crate::template::variant::Variant;
@@ -12,6 +14,7 @@ use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
 use podflare_api::capacity::{Capacity, TemplateCapacity};
 use podflare_api::openapi;
+use podflare_api::usage::UsageList;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -69,6 +72,18 @@ fn count(count: usize) -> u32 {
 
 fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// A month.
+const USAGE_DAYS: u32 = 31;
+
+pub(super) async fn usage(
+    State(app): State<Arc<App>>,
+    Caller(tenant): Caller,
+    query: Query,
+) -> Result<Json<UsageList>, ApiError> {
+    let days = query.number("days")?.unwrap_or(USAGE_DAYS);
+    Ok(Json(UsageList { days: app.usage.days(&tenant, days).await? }))
 }
 
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";

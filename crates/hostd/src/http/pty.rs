@@ -5,6 +5,7 @@ use super::exec::{HEARTBEAT, ndjson};
 use super::json::JsonBody;
 use super::path::Ids;
 use crate::app::App;
+use crate::chain::chain;
 use crate::sandbox::events::line;
 use crate::sandbox::terminal::{self, Terminal, TerminalError};
 use axum::Json;
@@ -36,14 +37,13 @@ pub(super) async fn create(
     Ids(id): Ids<String>,
     JsonBody(request): JsonBody<CreatePty>,
 ) -> Result<Response, ApiError> {
-    let (session_id, mut terminal) = terminal::create(&app, &id, request).await?;
-    let first = match terminal.answer(Duration::ZERO).await {
-        Ok(Event::Ready) => PtyEvent::PtyReady { session_id },
-        Ok(_) => error(&mut terminal, &TerminalError::Protocol).await,
-        Err(failure) => error(&mut terminal, &failure).await,
-    };
-    let ended = matches!(first, PtyEvent::PtyError { .. });
-    Ok(events(&app, terminal, line(&first), ended))
+    match terminal::create(&app, &id, request).await {
+        Ok((session_id, terminal)) => Ok(events(&app, terminal, line(&PtyEvent::PtyReady { session_id }))),
+        Err(failure) if failure.is_of_the_guest() => {
+            Ok(ndjson(Body::from(line(&PtyEvent::PtyError { message: chain(&failure) }))))
+        }
+        Err(failure) => Err(failure.into()),
+    }
 }
 
 pub(super) async fn attach(
@@ -52,7 +52,7 @@ pub(super) async fn attach(
 ) -> Result<Response, ApiError> {
     let terminal = terminal::attach(&app, &id, pty).await?;
     // So that the client knows at once that it is attached: the program may say nothing for long.
-    Ok(events(&app, terminal, Bytes::from_static(HEARTBEAT), false))
+    Ok(events(&app, terminal, Bytes::from_static(HEARTBEAT)))
 }
 
 pub(super) async fn list(
@@ -97,8 +97,8 @@ pub(super) async fn kill(
 }
 
 /// Read from the guest only as the client reads: a slow one is left behind by the guest's agent, not by memory here.
-fn events(app: &App, terminal: Terminal, first: Bytes, ended: bool) -> Response {
-    let events = Events { terminal, heartbeat: app.settings.heartbeat, first: Some(first), ended };
+fn events(app: &App, terminal: Terminal, first: Bytes) -> Response {
+    let events = Events { terminal, heartbeat: app.settings.heartbeat, first: Some(first), ended: false };
     ndjson(Body::from_stream(lines(events)))
 }
 

@@ -3,6 +3,7 @@
 use super::egress::{Cidr, Egress};
 use futures_util::future::BoxFuture;
 use podflare_wire::guest::NetworkIdentity;
+use std::collections::HashMap;
 use std::convert::Infallible;
 use std::fmt;
 use std::net::Ipv4Addr;
@@ -78,6 +79,9 @@ pub trait Driver: Send + Sync + fmt::Debug {
     ) -> Answer<'_, ()>;
 
     fn usage(&self, id: InterfaceId) -> Answer<'_, Usage>;
+
+    /// Of all interfaces that anything has gone through.
+    fn usages(&self) -> Answer<'_, HashMap<InterfaceId, Usage>>;
 
     /// Forgets the connections of addresses that nobody has any more, so that they are not another's.
     fn disconnect(&self, addresses: Vec<Ipv4Addr>) -> Answer<'_, ()>;

@@ -5,7 +5,7 @@ use super::egress::{Cidr, Egress};
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, pending, ready};
 use podflare_wire::guest::NetworkIdentity;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
@@ -105,6 +105,10 @@ impl Driver for FakeDriver {
 
     fn usage(&self, _: InterfaceId) -> Answer<'_, Usage> {
         ready(Ok(Usage::default())).boxed()
+    }
+
+    fn usages(&self) -> Answer<'_, HashMap<InterfaceId, Usage>> {
+        ready(Ok(HashMap::new())).boxed()
     }
 
     fn disconnect(&self, _: Vec<Ipv4Addr>) -> Answer<'_, ()> {

@@ -71,6 +71,10 @@ impl Interface {
         self.0.member.identity
     }
 
+    pub fn id(&self) -> InterfaceId {
+        self.0.member.id
+    }
+
     /// What the machine's card is plugged into.
     pub fn tap(&self) -> Option<BorrowedFd<'_>> {
         self.0.tap.as_ref().map(AsFd::as_fd)

@@ -12,7 +12,7 @@ pub mod linux;
 mod resolved;
 
 use crate::chain::chain;
-use driver::{Driver, DriverError, InterfaceId, Revision};
+use driver::{Driver, DriverError, InterfaceId, Revision, Usage};
 use egress::{Cidr, Egress};
 pub use interface::{Interface, mac_of};
 use interface::{Member, identity};
@@ -37,6 +37,9 @@ const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
 /// What is left of interfaces that are gone is removed in lots: each takes a run of nft.
 const FORGET_AT: usize = 64;
+
+/// Interfaces whose last counters are kept for who asks.
+const DEPARTED_MAX: usize = 65_536;
 
 /// Interfaces that are gone are closed in small lots, so that whoever comes meanwhile does not wait for all of them; in
 /// larger ones the more there are, so that they never become many.
@@ -73,6 +76,8 @@ struct Shared {
     /// Whose address it is.
     members: Mutex<HashMap<Ipv4Addr, Arc<Member>>>,
     gone: Mutex<Vec<InterfaceId>>,
+    /// What has gone through interfaces that are forgotten, until somebody asks.
+    departed: Mutex<HashMap<InterfaceId, Usage>>,
     /// Interfaces that are gone. To close one waits for the kernel; until then its address is taken.
     to_close: Mutex<Vec<Closing>>,
 }
@@ -114,6 +119,7 @@ impl Network {
             wanted: Notify::new(),
             members: Mutex::default(),
             gone: Mutex::default(),
+            departed: Mutex::default(),
             to_close: Mutex::default(),
         })))
     }
@@ -139,6 +145,14 @@ impl Network {
         };
         interface.set_egress(egress).await?;
         Ok(Some(interface))
+    }
+
+    /// What has gone through each interface, and, told this once, through those that are gone.
+    pub async fn usages(&self) -> Result<HashMap<InterfaceId, Usage>, NetworkError> {
+        let Some(shared) = &self.0 else { return Ok(HashMap::new()) };
+        let mut usages = shared.driver.usages().await?;
+        usages.extend(std::mem::take(&mut *lock(&shared.departed)));
+        Ok(usages)
     }
 
     /// Takes away what would outlive hostd.
@@ -213,6 +227,12 @@ impl Shared {
             }
             std::mem::take(&mut *gone)
         };
+        if let Ok(usages) = self.driver.usages().await {
+            let departed = gone.iter().filter_map(|id| Some((*id, *usages.get(id)?)));
+            let mut kept = lock(&self.departed);
+            let room = DEPARTED_MAX.saturating_sub(kept.len());
+            kept.extend(departed.take(room));
+        }
         if let Err(error) = self.driver.forget(gone.clone()).await {
             tracing::warn!(error = %chain(&error), "Could not remove what is left of sandboxes in the network");
             lock(&self.gone).extend(gone);

@@ -43,6 +43,7 @@ use crate::network::{Interface, NetworkError};
 use crate::slots::Slots;
 use crate::template::Shape;
 use crate::tenant::Tenant;
+use crate::usage::meter::{Meter, Reading, Used};
 use crate::vmm::Machine;
 use bytes::Bytes;
 use call::Call;
@@ -99,6 +100,8 @@ struct Shared {
     /// Its machine's place in the network; none on a host without.
     interface: Option<Interface>,
     egress_turn: Arc<tokio::sync::Mutex<()>>,
+    /// A plain mutex, as those below.
+    meter: Mutex<Meter>,
     /// Unbounded, but what is sent is not: executions need a place, and all else is a few words.
     commands: mpsc::UnboundedSender<Command>,
     /// Plain mutexes: both are held for a few instructions, never across an await.
@@ -159,6 +162,7 @@ impl Sandbox {
             machine,
             interface,
             egress_turn: Arc::default(),
+            meter: Mutex::default(),
             commands,
             replay: Mutex::default(),
             identity: Mutex::new(identity),
@@ -185,8 +189,23 @@ impl Sandbox {
             identity.started = started;
             identity.created_at_ms = created_at_ms;
             identity.tenant = slot.tenant().clone();
+            drop(identity);
+            self.meter().start(Instant::now());
         }
         self.tell(Command::Lease { terms, started, slot });
+    }
+
+    /// What has been used of it since the last time; `None` if it is nobody's yet.
+    pub fn read_meter(&self) -> Option<Used> {
+        self.meter().read(Reading {
+            now: Instant::now(),
+            ram_mib: self.shape().memory_mib,
+            executions: self.0.executions.load(Ordering::Relaxed),
+        })
+    }
+
+    pub fn meter(&self) -> MutexGuard<'_, Meter> {
+        self.0.meter.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Changes its lease's terms, from its start on.

@@ -5,6 +5,7 @@ use super::registry::FindError;
 use super::{Attached, Sandbox};
 use crate::app::App;
 use crate::chain::chain;
+use crate::http::limits::TERMINAL_CLIENTS_MAX;
 use crate::printable::printable;
 use crate::vmm::{GuestStream, VmmError};
 use base64::Engine;
@@ -56,6 +57,10 @@ pub enum TerminalError {
     ReadLen,
     #[error("{TERMINAL_CONNECTIONS_MAX} clients are at terminals of this sandbox already")]
     TooMany,
+    #[error(
+        "{TERMINAL_CLIENTS_MAX} clients are at terminals of this host already; try again when some have left, or read a terminal's output without waiting"
+    )]
+    HostFull,
     #[error("The sandbox's guest cannot be reached")]
     Connect(#[source] VmmError),
     #[error("The stream to the sandbox's guest broke")]
@@ -80,14 +85,18 @@ pub struct Terminal {
     sandbox: Sandbox,
     _attached: Attached,
     _place: OwnedSemaphorePermit,
+    _host_place: Option<OwnedSemaphorePermit>,
 }
 
-/// Starts a program in a new terminal. The guest's first event says whether it runs.
+/// Starts a program in a new terminal.
 pub async fn create(app: &App, id: &str, request: CreatePty) -> Result<(PtyId, Terminal), TerminalError> {
     let program = program(request)?;
     let name = PtyId::random();
     let request = Request::Create { terminal: name.to_string(), program };
-    Ok((name, ask(app, id, &request).await?))
+    match ask_for_answer(app, id, &request, Duration::ZERO).await? {
+        (terminal, Event::Ready) => Ok((name, terminal)),
+        _ => Err(TerminalError::Protocol),
+    }
 }
 
 /// All output of a terminal that is kept, and what comes.
@@ -169,7 +178,7 @@ async fn ask_for_answer(
 ) -> Result<(Terminal, Event), TerminalError> {
     let sandbox = app.registry.find(id)?;
     let attempt = async |sandbox: &Sandbox| {
-        let mut terminal = ask_of(sandbox, request).await?;
+        let mut terminal = ask_of(app, sandbox, request).await?;
         let event = terminal.answer(patience).await?;
         Ok::<_, TerminalError>((terminal, event))
     };
@@ -185,23 +194,52 @@ async fn ask_for_answer(
     }
 }
 
-async fn ask(app: &App, id: &str, request: &Request) -> Result<Terminal, TerminalError> {
-    ask_of(&app.registry.find(id)?, request).await
-}
-
 /// What is registered has confirmed its renewal.
-async fn ask_of(sandbox: &Sandbox, request: &Request) -> Result<Terminal, TerminalError> {
+async fn ask_of(app: &App, sandbox: &Sandbox, request: &Request) -> Result<Terminal, TerminalError> {
     let place = sandbox.terminal_place().ok_or(TerminalError::TooMany)?;
+    let host_place = match waits(request) {
+        true => Some(app.terminal_clients.clone().try_acquire_owned().map_err(|_| TerminalError::HostFull)?),
+        false => None,
+    };
     let mut stream = sandbox.machine().connect(TERMINAL_PORT).map_err(TerminalError::Connect)?;
     let sent = timeout(ANSWER_TIMEOUT, stream.write_all(&encode_frame(request))).await;
     sent.map_err(|_| TerminalError::Silent)??;
     let frames = FrameReader::new(TERMINAL_EVENT_LEN_MAX);
     let buffer = BytesMut::with_capacity(READ_LEN);
     let _attached = sandbox.attach();
-    Ok(Terminal { stream, frames, buffer, sandbox: sandbox.clone(), _attached, _place: place })
+    Ok(Terminal {
+        stream,
+        frames,
+        buffer,
+        sandbox: sandbox.clone(),
+        _attached,
+        _place: place,
+        _host_place: host_place,
+    })
+}
+
+/// Whether it stays for as long as its client likes, and not just until the guest has answered.
+fn waits(request: &Request) -> bool {
+    match request {
+        Request::Create { .. } | Request::Attach { .. } => true,
+        Request::Read { timeout_ms, .. } => *timeout_ms > 0,
+        Request::Input { .. } | Request::Resize { .. } | Request::Kill { .. } | Request::List => false,
+    }
 }
 
 impl TerminalError {
+    /// What the guest says, or that it says nothing: no fault of the request.
+    pub fn is_of_the_guest(&self) -> bool {
+        self.is_of_a_lost_guest()
+            || matches!(
+                self,
+                TerminalError::Refused { .. }
+                    | TerminalError::Silent
+                    | TerminalError::Protocol
+                    | TerminalError::Decode(_)
+            )
+    }
+
     /// The machine may be gone.
     fn is_of_a_lost_guest(&self) -> bool {
         matches!(self, TerminalError::Connect(_) | TerminalError::Io(_) | TerminalError::Closed)
@@ -219,7 +257,7 @@ impl Terminal {
     }
 
     /// The first event, which says whether the request was served.
-    pub async fn answer(&mut self, patience: Duration) -> Result<Event, TerminalError> {
+    async fn answer(&mut self, patience: Duration) -> Result<Event, TerminalError> {
         timeout(patience + ANSWER_TIMEOUT, self.next()).await.map_err(|_| TerminalError::Silent)?
     }
 

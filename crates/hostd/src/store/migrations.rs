@@ -2,7 +2,7 @@
 
 use rusqlite::Connection;
 
-const STEPS: [&str; 3] = [
+const STEPS: [&str; 4] = [
     // Times are milliseconds since 1970-01-01 UTC.
     "CREATE TABLE keys (
         id TEXT PRIMARY KEY,
@@ -29,6 +29,18 @@ const STEPS: [&str; 3] = [
         events TEXT NOT NULL,
         created_at_ms INTEGER NOT NULL,
         told_seq INTEGER NOT NULL
+    ) STRICT;",
+    // A day is the days since 1970-01-01; the operator's own use is under the empty key.
+    "CREATE TABLE usage (
+        day INTEGER NOT NULL,
+        key TEXT NOT NULL,
+        sandboxes INTEGER NOT NULL,
+        sandbox_ms INTEGER NOT NULL,
+        ram_mib_ms INTEGER NOT NULL,
+        executions INTEGER NOT NULL,
+        sent_bytes INTEGER NOT NULL,
+        received_bytes INTEGER NOT NULL,
+        PRIMARY KEY (day, key)
     ) STRICT;",
 ];
 

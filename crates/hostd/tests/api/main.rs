@@ -22,4 +22,5 @@ mod restore;
 mod run;
 mod templates;
 mod tenants;
+mod usage;
 mod webhooks;

@@ -270,6 +270,71 @@ async fn who_waits_at_a_terminal_of_a_sandbox_that_is_restored_waits_on() {
 }
 
 #[tokio::test]
+async fn a_terminal_that_is_opened_while_its_sandbox_is_restored_is_one_of_the_new_machine() {
+    let host = Host::start(&[]).await;
+    let id = host.create().await;
+    let checkpoint = host.checkpoint(&id).await;
+    let (_, _stream) = create(&host, &id, &json!({"shellCmd": "stall"})).await;
+    let body = json!({"shellCmd": "bash"});
+    let (opened, ()) = tokio::join!(create(&host, &id, &body), async {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert_eq!(host.restore(&id, &checkpoint).await.status, StatusCode::NO_CONTENT);
+    });
+    let list = host.get(&format!("/v1/sandboxes/{id}/pty")).await.json();
+    assert_eq!((list.as_array().unwrap().len(), &list[0]["pty_id"]), (1, &json!(opened.0)));
+}
+
+#[tokio::test]
+async fn whoever_opens_a_terminal_in_a_sandbox_that_ends_is_told_that_it_is_not_there() {
+    let host = Host::start(&[]).await;
+    let id = host.create().await;
+    let (_, _stream) = create(&host, &id, &json!({"shellCmd": "stall"})).await;
+    let path = format!("/v1/sandboxes/{id}/pty");
+    let body = json!({"shellCmd": "bash"});
+    let (answer, _) = tokio::join!(host.post(&path, &body), async {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        host.delete(&id).await
+    });
+    assert_eq!(answer.status, StatusCode::NOT_FOUND, "{}", answer.body);
+    assert!(answer.error().contains("it was deleted"));
+}
+
+#[tokio::test]
+async fn what_a_program_does_not_read_is_a_conflict_and_no_failure_of_the_machine() {
+    let host = Host::start(&[]).await;
+    let id = host.create().await;
+    let (pty, _stream) = create(&host, &id, &json!({"shellCmd": "deaf"})).await;
+    let answer = ask(&host, &id, &pty, "input", &json!({"data_b64": ""})).await;
+    assert_eq!((answer.status, answer.error()), (StatusCode::CONFLICT, "it reads nothing".into()));
+}
+
+#[tokio::test]
+async fn a_host_has_no_more_clients_at_terminals_than_it_may_and_serves_what_is_typed_all_the_same() {
+    let host = Host::start(&[]).await;
+    let id = host.create().await;
+    let (pty, stream) = create(&host, &id, &json!({"shellCmd": "bash"})).await;
+    let places = &host.app.terminal_clients;
+    let others = places.try_acquire_many(u32::try_from(places.available_permits()).unwrap()).unwrap();
+    let path = format!("/v1/sandboxes/{id}/pty");
+    for answer in [
+        host.post(&path, &json!({"shellCmd": "bash"})).await,
+        host.get(&format!("{path}/{pty}/attach")).await,
+        ask(&host, &id, &pty, "read", &json!({"since_seq": 0})).await,
+    ] {
+        assert_eq!(answer.status, StatusCode::TOO_MANY_REQUESTS);
+        assert!(answer.error().starts_with("1024 clients are at terminals of this host already"));
+    }
+    type_in(&host, &id, &pty, "x").await;
+    let read = ask(&host, &id, &pty, "read", &json!({"since_seq": 0, "timeout_ms": 0})).await;
+    assert_eq!(text(&read.json()), "x");
+    assert_eq!(host.get(&path).await.status, StatusCode::OK);
+    drop(stream);
+    until("there is a place again", async || places.available_permits() == 1).await;
+    let (_, _stream) = create(&host, &id, &json!({"shellCmd": "bash"})).await;
+    drop(others);
+}
+
+#[tokio::test]
 async fn a_sandbox_has_no_more_clients_at_its_terminals_than_it_may() {
     let host = Host::start(&[]).await;
     let id = host.create().await;

@@ -1,28 +1,40 @@
 //! What nft(8) lists as JSON: counters, and what there is of an interface in the rules.
 
 use super::super::driver::{InterfaceId, Usage};
-use super::rules::{COUNTERS, HOOKS, tap_name};
+use super::rules::{COUNTERS, HOOKS, TAP_PREFIX, tap_name};
 use serde_json::Value;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
-/// What has been counted for an interface in one of the sets: nothing where it is not listed.
-fn counted(listing: &[u8], tap: &str, unit: &str) -> Result<u64, serde_json::Error> {
+/// What one of the sets has counted, by interface.
+fn counted(listing: &[u8], unit: &str) -> Result<Vec<(InterfaceId, u64)>, serde_json::Error> {
     let listing: Value = serde_json::from_slice(listing)?;
     let elements = objects(&listing, "set").filter_map(|set| set["elem"].as_array()).flatten();
-    let mut ours = elements.map(|element| &element["elem"]).filter(|element| element["val"] == tap);
-    Ok(ours.next().and_then(|element| element["counter"][unit].as_u64()).unwrap_or(0))
+    let counters = elements
+        .map(|element| &element["elem"])
+        .filter_map(|element| Some((id_of(element["val"].as_str()?)?, element["counter"][unit].as_u64()?)));
+    Ok(counters.collect())
 }
 
 /// Takes the listings of the three sets.
-pub(super) fn usage(
+pub(super) fn usages(
     [sent, received, connections]: [&[u8]; 3],
-    tap: &str,
-) -> Result<Usage, serde_json::Error> {
-    Ok(Usage {
-        sent_bytes: counted(sent, tap, "bytes")?,
-        received_bytes: counted(received, tap, "bytes")?,
-        connections: counted(connections, tap, "packets")?,
-    })
+) -> Result<HashMap<InterfaceId, Usage>, serde_json::Error> {
+    let mut usages: HashMap<InterfaceId, Usage> = HashMap::new();
+    for (id, bytes) in counted(sent, "bytes")? {
+        usages.entry(id).or_default().sent_bytes = bytes;
+    }
+    for (id, bytes) in counted(received, "bytes")? {
+        usages.entry(id).or_default().received_bytes = bytes;
+    }
+    for (id, packets) in counted(connections, "packets")? {
+        usages.entry(id).or_default().connections = packets;
+    }
+    Ok(usages)
+}
+
+/// The interface with this name.
+fn id_of(tap: &str) -> Option<InterfaceId> {
+    tap.strip_prefix(TAP_PREFIX)?.parse().ok().map(InterfaceId)
 }
 
 /// What there is of interfaces beside themselves.
@@ -94,9 +106,10 @@ mod tests {
         let nothing = br#"{"nftables": [{"set": {"name": "received"}}]}"#;
         let [sent, connections] = [listing("sent", 2), listing("connections", 3)];
         let expected = Usage { sent_bytes: 120, received_bytes: 0, connections: 3 };
-        assert_eq!(usage([&sent, nothing, &connections], "pf1").unwrap(), expected);
-        assert_eq!(usage([&sent, nothing, &connections], "pf3").unwrap(), Usage::default());
-        assert!(usage([b"no JSON", nothing, nothing], "pf1").is_err());
+        let found = usages([&sent, nothing, &connections]).unwrap();
+        assert_eq!(found[&InterfaceId(1)], expected);
+        assert_eq!((found.len(), found[&InterfaceId(12)].sent_bytes), (2, 999));
+        assert!(usages([b"no JSON", nothing, nothing]).is_err());
     }
 
     #[test]

@@ -33,6 +33,7 @@ use rtnetlink::packet_route::route::RouteScope;
 use rtnetlink::{Handle, LinkUnspec, LinkVeth, RouteMessageBuilder};
 use rules::{UPLINK, tap_name};
 use rustix::io::Errno;
+use std::collections::HashMap;
 use std::convert::Infallible;
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -330,12 +331,15 @@ impl Driver for LinuxDriver {
     }
 
     fn usage(&self, id: InterfaceId) -> Answer<'_, Usage> {
+        async move { Ok(self.usages().await?.remove(&id).unwrap_or_default()) }.boxed()
+    }
+
+    fn usages(&self) -> Answer<'_, HashMap<InterfaceId, Usage>> {
         async move {
             let sent = self.list(&["set", "ip", "podflare", "sent"]).await?;
             let received = self.list(&["set", "ip", "podflare", "received"]).await?;
             let connections = self.list(&["set", "ip", "podflare", "connections"]).await?;
-            let usage = listing::usage([&sent, &received, &connections], &tap_name(id));
-            usage.map_err(DriverError::Listing)
+            listing::usages([&sent, &received, &connections]).map_err(DriverError::Listing)
         }
         .boxed()
     }

@@ -1,7 +1,7 @@
 //! The terminals of a fake guest: the real protocol over programs that echo what is typed.
 //!
 //! Typing `exit CODE` ends a program, and `size` shows the terminal's; one that is called `exit CODE` ends at once, and
-//! `broken` does not start. One that is called `stall` brings its guest to a stand.
+//! `broken` does not start. One that is called `deaf` reads nothing, and `stall` brings its guest to a stand.
 
 use super::{Core, stand_still_if_so};
 use podflare_wire::codec::{FrameReader, encode_frame};
@@ -49,6 +49,9 @@ pub(super) async fn serve(mut stream: DuplexStream, core: &Arc<Core>) {
         Request::Read { terminal, since_seq, len_max, timeout_ms } => {
             read(core, &terminal, since_seq, len_max, timeout_ms).await
         }
+        Request::Input { terminal, .. } if is_deaf(core, &terminal) => {
+            Event::Failed { cause: Cause::Unread, message: "it reads nothing".to_owned() }
+        }
         Request::Input { terminal, data } => change(core, &terminal, |fake| fake.take(&data)),
         Request::Resize { terminal, size } => change(core, &terminal, |fake| fake.size = size),
         Request::Kill { terminal } => change(core, &terminal, |fake| {
@@ -70,6 +73,10 @@ impl Fake {
             self.output.extend(format!(" {}x{}", self.size.cols, self.size.rows).bytes());
         }
     }
+}
+
+fn is_deaf(core: &Core, name: &str) -> bool {
+    core.guest().terminals.iter().any(|fake| fake.listed.terminal == name && fake.listed.label == "deaf")
 }
 
 fn exit(text: &str) -> Option<i32> {
