@@ -73,8 +73,9 @@ bench-vmm: build ## Measure the VMM's fork, idle and busy, and what an idle sand
 	$(BIN)/host-run $(BIN)/bench-busy-fork linux
 	$(BIN)/host-run $(BIN)/bench-density
 
-soak: build ## Run 1,000 rounds of create, fork, merge and close, and count what they leave behind
+soak: build ## Run 1,000 rounds of create, fork, merge and close, and kill a host 300 times, and count what is left
 	$(BIN)/host-run $(BIN)/soak-rounds
+	$(BIN)/host-run $(BIN)/soak-kills
 
 lint: setup ## Check format and lints
 	cargo fmt --check

@@ -4,9 +4,10 @@ use crate::place;
 use crate::wait::until;
 use podflare_api::capacity::{Capacity, TemplateCapacity};
 use podflare_api::exec::{ExecEvent, ExecEventKind};
-use podflare_api::id::SandboxId;
+use podflare_api::id::{SandboxId, SpaceId};
 use podflare_api::network::NetworkView;
 use podflare_api::sandbox::{Forked, SandboxCreated, SandboxList, SandboxView};
+use podflare_api::space::{SpaceList, SpaceView};
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, TcpListener};
@@ -24,6 +25,8 @@ pub struct Host {
     pub data_dir: TempDir,
     address: SocketAddr,
     http: ureq::Agent,
+    pool_size: u32,
+    settings: Vec<(String, String)>,
 }
 
 /// What an execution gave.
@@ -59,31 +62,53 @@ impl Host {
     fn start_with(pool_size: u32, state_dir: TempDir, settings: &[(&str, &str)]) -> Host {
         let address = free_address();
         let data_dir = tempfile::tempdir().unwrap();
-        let process = Command::new(place::program("podflare-hostd"))
-            .arg("--listen")
-            .arg(address.to_string())
-            .arg("--image-dir")
-            .arg(place::image_file("."))
-            .arg("--rootfs")
-            .arg(place::rootfs())
-            .arg("--state-dir")
-            .arg(state_dir.path())
-            .arg("--data-dir")
-            .arg(data_dir.path())
-            .env("PODFLARE_POOL_SIZE", pool_size.to_string())
-            // What ends here is ended by who uses it.
-            .env("PODFLARE_IDLE_TIMEOUT", "3600")
-            .envs(settings.iter().copied())
-            .spawn()
-            .unwrap();
+        let settings: Vec<_> =
+            settings.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect();
+        let process = spawn(address, [&state_dir, &data_dir], pool_size, &settings);
         let http = ureq::Agent::config_builder()
             .http_status_as_error(false)
             .timeout_connect(Some(Duration::from_secs(5)))
             .build()
             .into();
-        let host = Host { process, state_dir, data_dir, address, http };
-        until("hostd to serve", || host.is_healthy().then_some(()));
+        let host = Host { process, state_dir, data_dir, address, http, pool_size, settings };
+        host.is_ready();
         host
+    }
+
+    fn is_ready(&self) {
+        until("hostd to serve", || self.is_healthy().then_some(()));
+    }
+
+    /// Kills hostd at once.
+    pub fn kill(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+
+    /// Starts another hostd in the place of one that has ended.
+    pub fn start_again(&mut self) {
+        let folders = [&self.state_dir, &self.data_dir];
+        self.process = spawn(self.address, folders, self.pool_size, &self.settings);
+        self.is_ready();
+    }
+
+    pub fn freeze(&self, id: &SandboxId) -> Result<SpaceView, Refusal> {
+        self.post(&format!("/v1/sandboxes/{id}/freeze"), &json!({})).map(|(view, _)| view)
+    }
+
+    pub fn resume(&self, id: &SpaceId, body: &Value) -> Result<SandboxId, Refusal> {
+        let resumed: Result<(SandboxCreated, _), _> = self.post(&format!("/v1/spaces/{id}/resume"), body);
+        resumed.map(|(created, _)| created.id)
+    }
+
+    pub fn delete_space(&self, id: &SpaceId) -> Result<(), Refusal> {
+        refused(self.http.delete(self.url(&format!("/v1/spaces/{id}"))).call().map_err(gone)?).map(drop)
+    }
+
+    pub fn spaces(&self) -> Vec<SpaceView> {
+        let mut answer = self.http.get(self.url("/v1/spaces")).call().unwrap();
+        let list: SpaceList = answer.body_mut().read_json().unwrap();
+        list.spaces
     }
 
     pub fn is_healthy(&self) -> bool {
@@ -123,7 +148,7 @@ impl Host {
     pub fn merge(&self, parent: &SandboxId, winner: &SandboxId) -> Result<(), Refusal> {
         let answer =
             self.http.post(self.url(&format!("/v1/sandboxes/{parent}/merge_into/{winner}"))).send_empty();
-        refused(answer.unwrap()).map(drop)
+        refused(answer.map_err(gone)?).map(drop)
     }
 
     /// The round trip to the guest's agent, as the host has measured it.
@@ -136,8 +161,17 @@ impl Host {
     }
 
     pub fn delete(&self, id: &SandboxId) {
-        let answer = self.http.delete(self.url(&format!("/v1/sandboxes/{id}"))).call().unwrap();
-        assert_eq!(answer.status(), 204);
+        self.try_delete(id).unwrap();
+    }
+
+    pub fn try_delete(&self, id: &SandboxId) -> Result<(), Refusal> {
+        let answer = self.http.delete(self.url(&format!("/v1/sandboxes/{id}"))).call();
+        refused(answer.map_err(gone)?).map(drop)
+    }
+
+    pub fn try_create(&self) -> Result<SandboxId, Refusal> {
+        let created: (SandboxCreated, _) = self.post("/v1/sandboxes", &json!({}))?;
+        Ok(created.0.id)
     }
 
     pub fn list(&self) -> Vec<SandboxId> {
@@ -184,14 +218,14 @@ impl Host {
     fn begin(&self, id: &SandboxId, language: &str, code: &str) -> Result<Answer, Refusal> {
         let url = self.url(&format!("/v1/sandboxes/{id}/exec"));
         let answer = self.http.post(url).send_json(json!({ "code": code, "language": language }));
-        refused(answer.unwrap())
+        refused(answer.map_err(gone)?)
     }
 
     fn exec(&self, id: &SandboxId, language: &str, code: &str) -> Result<Output, Refusal> {
         let mut answer = self.begin(id, language, code)?;
         let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
         for line in BufReader::new(answer.body_mut().as_reader()).lines() {
-            let line = line.unwrap();
+            let line = line.map_err(|error| gone(error.into()))?;
             if line.is_empty() {
                 continue;
             }
@@ -204,14 +238,15 @@ impl Host {
                 }
             }
         }
-        panic!("the stream ended without an exit event: {stdout:?} {stderr:?}");
+        let error = format!("the stream ended without an exit event: {stdout:?} {stderr:?}");
+        Err(Refusal { status: 0, error })
     }
 
     fn post<T: serde::de::DeserializeOwned>(&self, path: &str, body: &Value) -> Result<(T, String), Refusal> {
-        let mut answer = refused(self.http.post(self.url(path)).send_json(body).unwrap())?;
+        let mut answer = refused(self.http.post(self.url(path)).send_json(body).map_err(gone)?)?;
         let timing = answer.headers().get("server-timing").map_or("", |value| value.to_str().unwrap());
         let timing = timing.to_owned();
-        Ok((answer.body_mut().read_json().unwrap(), timing))
+        Ok((answer.body_mut().read_json().map_err(gone)?, timing))
     }
 
     fn url(&self, path: &str) -> String {
@@ -232,6 +267,12 @@ impl Drop for Host {
     }
 }
 
+/// hostd has gone, or goes away while it answers.
+#[expect(clippy::needless_pass_by_value, reason = "it stands where a function of an error is wanted")]
+fn gone(error: ureq::Error) -> Refusal {
+    Refusal { status: 0, error: error.to_string() }
+}
+
 type Answer = ureq::http::Response<ureq::Body>;
 
 fn refused(mut answer: Answer) -> Result<Answer, Refusal> {
@@ -241,6 +282,32 @@ fn refused(mut answer: Answer) -> Result<Answer, Refusal> {
     let status = answer.status().as_u16();
     let body: Value = answer.body_mut().read_json().unwrap_or_default();
     Err(Refusal { status, error: body["error"].as_str().unwrap_or_default().to_owned() })
+}
+
+#[expect(clippy::unwrap_used, reason = "the first thing that goes wrong must fail the test")]
+fn spawn(
+    address: SocketAddr,
+    [state_dir, data_dir]: [&TempDir; 2],
+    pool_size: u32,
+    settings: &[(String, String)],
+) -> Child {
+    Command::new(place::program("podflare-hostd"))
+        .arg("--listen")
+        .arg(address.to_string())
+        .arg("--image-dir")
+        .arg(place::image_file("."))
+        .arg("--rootfs")
+        .arg(place::rootfs())
+        .arg("--state-dir")
+        .arg(state_dir.path())
+        .arg("--data-dir")
+        .arg(data_dir.path())
+        .env("PODFLARE_POOL_SIZE", pool_size.to_string())
+        // What ends here is ended by who uses it.
+        .env("PODFLARE_IDLE_TIMEOUT", "3600")
+        .envs(settings.iter().map(|(name, value)| (name, value)))
+        .spawn()
+        .unwrap()
 }
 
 #[expect(clippy::unwrap_used, reason = "the first thing that goes wrong must fail the test")]

@@ -15,6 +15,8 @@ pub mod disk_guest;
 pub mod figures;
 /// A hostd with its sandboxes, spoken to over HTTP.
 pub mod host;
+/// A host that is killed at random moments, and what must be there afterwards.
+pub mod kills;
 /// A stock Linux guest, booted without hostd.
 pub mod linux_guest;
 /// Where the programs and the guest image are.

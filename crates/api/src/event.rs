@@ -1,6 +1,6 @@
 //! What happens to sandboxes: a list that goes on, and what webhooks are told.
 
-use crate::id::{CheckpointId, KeyId, SandboxId};
+use crate::id::{CheckpointId, KeyId, SandboxId, SpaceId};
 use serde::{Deserialize, Serialize};
 
 /// The most events that are kept; older ones are forgotten.
@@ -46,6 +46,12 @@ pub enum Happening {
     /// It has new terms.
     #[serde(rename = "sandbox.extended")]
     Extended { sandbox: SandboxId, timeout_seconds: u64, idle_timeout_seconds: u64 },
+    /// It has ended, and goes on in the Space when that is resumed.
+    #[serde(rename = "sandbox.frozen")]
+    Frozen { sandbox: SandboxId, space: SpaceId },
+    /// `sandbox` is new, and goes on with what was in the Space.
+    #[serde(rename = "sandbox.resumed")]
+    Resumed { sandbox: SandboxId, space: SpaceId },
     /// It has ended; `reason` is for people.
     #[serde(rename = "sandbox.closed")]
     Closed { sandbox: SandboxId, reason: String },

@@ -124,6 +124,15 @@ id!(
     "whk_3f333df690a44fda8dd39485d27cee36"
 );
 
+id!(
+    /// A Space: `spc_` and 32 lowercase hexadecimal digits.
+    SpaceId,
+    "Space",
+    "spc_",
+    "^spc_[0-9a-f]{32}$",
+    "spc_5f0c6f6d3b7e4a4f9a0b1c2d3e4f5061"
+);
+
 fn random(prefix: &str) -> String {
     format!("{prefix}{}", uuid::Uuid::new_v4().simple())
 }

@@ -15,6 +15,7 @@ pub mod network;
 pub mod openapi;
 pub mod pty;
 pub mod sandbox;
+pub mod space;
 pub mod template;
 pub mod usage;
 pub mod webhook;

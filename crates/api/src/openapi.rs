@@ -11,7 +11,7 @@ use crate::exec::{
     ExecEvent, ExecEventKind, ExecList, ExecRequest, ExecState, ExecView, ExitReason, Language,
 };
 use crate::file::{FileEntry, FileEvent, FileEventKind, FileKind, FileList};
-use crate::id::{CheckpointId, ExecId, KeyId, PtyId, SandboxId, WebhookId};
+use crate::id::{CheckpointId, ExecId, KeyId, PtyId, SandboxId, SpaceId, WebhookId};
 use crate::key::{CreateKey, KeyCreated, KeyList, KeyView};
 use crate::network::{AllowList, Egress, NetworkView, SetEgress};
 use crate::pty::{CreatePty, PtyChunk, PtyEvent, PtyInfo, PtyInput, PtyRead, PtyResize};
@@ -19,6 +19,7 @@ use crate::sandbox::{
     ChildFailure, CreateSandbox, ExtendSandbox, ForkRequest, Forked, SandboxCreated, SandboxList,
     SandboxState, SandboxView,
 };
+use crate::space::{ResumeSpace, SpaceList, SpaceView};
 use crate::template::{TakeState, TemplateList, TemplateProgress, TemplateSize, TemplateState, TemplateView};
 use crate::usage::{UsageDay, UsageList};
 use crate::webhook::{CreateWebhook, WebhookCreated, WebhookList, WebhookView};
@@ -99,6 +100,8 @@ const UNKNOWN_CHECKPOINT: (&str, &str) =
     ("404", "There is no such checkpoint, or it has ended; the text says when and why");
 const UNKNOWN_TEMPLATE: (&str, &str) =
     ("404", "There is no such template; the text lists those that there are");
+const UNKNOWN_SPACE: (&str, &str) =
+    ("404", "There is no such Space, or it has been resumed or deleted; the text says which");
 const UNKNOWN_KEY: (&str, &str) = ("404", "There is no such key, or it has been revoked");
 const TOO_MANY: (&str, &str) =
     ("429", "The key has as many sandboxes and checkpoints as its tier allows; the text says how many");
@@ -637,6 +640,76 @@ pub const ENDPOINTS: &[Endpoint] = &[
         open: false,
     },
     Endpoint {
+        method: Method::Post,
+        path: "/v1/sandboxes/{id}/freeze",
+        id: "freeze_sandbox",
+        summary: "Freezes a sandbox into a Space, and ends it when all of it is on the disk",
+        query: &[],
+        request: Request::None,
+        success: Success::Json("SpaceView"),
+        errors: &[
+            UNKNOWN,
+            ("409", "It is being frozen already"),
+            ("429", "The key has as many Spaces as its tier allows; the text says how many"),
+            FAILED,
+            FULL,
+            ("507", "The host's disk is full; the sandbox goes on"),
+        ],
+        open: false,
+    },
+    Endpoint {
+        method: Method::Get,
+        path: "/v1/spaces",
+        id: "list_spaces",
+        summary: "Lists the Spaces that can be resumed, oldest first",
+        query: &[],
+        request: Request::None,
+        success: Success::Json("SpaceList"),
+        errors: &[],
+        open: false,
+    },
+    Endpoint {
+        method: Method::Get,
+        path: "/v1/spaces/{space}",
+        id: "inspect_space",
+        summary: "Looks at one Space",
+        query: &[],
+        request: Request::None,
+        success: Success::Json("SpaceView"),
+        errors: &[UNKNOWN_SPACE],
+        open: false,
+    },
+    Endpoint {
+        method: Method::Delete,
+        path: "/v1/spaces/{space}",
+        id: "delete_space",
+        summary: "Removes a Space; the same answer when there is none",
+        query: &[],
+        request: Request::None,
+        success: Success::Empty,
+        errors: &[],
+        open: false,
+    },
+    Endpoint {
+        method: Method::Post,
+        path: "/v1/spaces/{space}/resume",
+        id: "resume_space",
+        summary: "Makes a sandbox that goes on where the Space was frozen",
+        query: &[],
+        request: Request::Json("ResumeSpace"),
+        success: Success::Json("SandboxCreated"),
+        errors: &[
+            TOO_MANY,
+            BAD_BODY,
+            UNKNOWN_SPACE,
+            LONG_BODY,
+            ("409", "It is being resumed; or it cannot be here, and the text says why"),
+            FAILED,
+            FULL,
+        ],
+        open: false,
+    },
+    Endpoint {
         method: Method::Get,
         path: "/v1/templates",
         id: "list_templates",
@@ -870,12 +943,16 @@ pub const ENDPOINTS: &[Endpoint] = &[
     PtyRead,
     PtyResize,
     RestoreRequest,
+    ResumeSpace,
     SandboxCreated,
     SandboxId,
     SandboxList,
     SandboxState,
     SandboxView,
     SetEgress,
+    SpaceId,
+    SpaceList,
+    SpaceView,
     TakeState,
     TemplateCapacity,
     TemplateList,
@@ -929,7 +1006,10 @@ fn item(endpoint: &Endpoint) -> PathItem {
             "name" => parameter.schema(Some(Object::with_type(Type::String))),
             "checkpoint" => parameter.schema(Some(Ref::from_schema_name("CheckpointId"))),
             "exec" => parameter.schema(Some(Ref::from_schema_name("ExecId"))),
+            "key" => parameter.schema(Some(Ref::from_schema_name("KeyId"))),
             "pty" => parameter.schema(Some(Ref::from_schema_name("PtyId"))),
+            "space" => parameter.schema(Some(Ref::from_schema_name("SpaceId"))),
+            "webhook" => parameter.schema(Some(Ref::from_schema_name("WebhookId"))),
             _ => parameter.schema(Some(Ref::from_schema_name("SandboxId"))),
         };
         operation = operation.parameter(parameter);

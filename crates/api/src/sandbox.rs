@@ -23,6 +23,8 @@ pub struct CreateSandbox {
     pub vcpus: Option<u32>,
     /// Disk, in GiB. Less than the template has, or more than the host offers, is raised or lowered to that.
     pub rootfs_gb: Option<u32>,
+    /// Whether it is frozen into a Space, and not ended, when it has idled or lived for as long as it may. Overlooked
+    /// for keys whose tier has no Spaces.
     pub persistent: Option<bool>,
     /// What the sandbox may reach; everything public if it is left out.
     pub egress: Option<Egress>,
@@ -52,6 +54,8 @@ pub struct ExtendSandbox {
     pub timeout_seconds: Option<u64>,
     /// Longest time without an execution, in seconds. Lowered to what is offered.
     pub idle_timeout_seconds: Option<u64>,
+    /// Whether it is frozen into a Space when its time is over.
+    pub persistent: Option<bool>,
 }
 
 /// What a sandbox is doing. Only `Ready` ones are listed.
@@ -91,6 +95,8 @@ pub struct SandboxView {
     pub executions: u64,
     pub timeout_seconds: u64,
     pub idle_timeout_seconds: u64,
+    /// Whether it is frozen into a Space when its time is over.
+    pub persistent: bool,
     pub egress: Egress,
 }
 

@@ -9,10 +9,11 @@ use podflare_api::capacity::Capacity;
 use podflare_api::error::ErrorBody;
 use podflare_api::event::{EventList, LifecycleEvent};
 use podflare_api::exec::{ExecEvent, ExecEventKind, ExecRequest};
-use podflare_api::id::{KeyId, PtyId, SandboxId};
+use podflare_api::id::{KeyId, PtyId, SandboxId, SpaceId};
 use podflare_api::key::{CreateKey, KeyCreated, KeyList, KeyView};
 use podflare_api::pty::{CreatePty, PtyEvent, PtyInput, PtyResize};
 use podflare_api::sandbox::{CreateSandbox, SandboxCreated, SandboxList, SandboxView};
+use podflare_api::space::{ResumeSpace, SpaceList, SpaceView};
 use podflare_api::template::{TakeState, TemplateProgress, TemplateView};
 use podflare_emulated_host::places::Places;
 use podflare_image::template::store::Taken;
@@ -130,6 +131,34 @@ impl Client {
 
     pub(crate) fn close(&self, id: &SandboxId) -> anyhow::Result<()> {
         let request = self.agent.delete(self.address(&format!("/sandboxes/{id}")));
+        self.checked(request.header("authorization", self.authorization()).call()).map(drop)
+    }
+
+    /// Returns when all of the sandbox is on the host's disk.
+    pub(crate) fn freeze(&self, id: &SandboxId) -> anyhow::Result<SpaceView> {
+        let post = self.agent.post(self.address(&format!("/sandboxes/{id}/freeze")));
+        let mut answer = self.checked(post.header("authorization", self.authorization()).send_empty())?;
+        answer.body_mut().read_json().context("Cannot read the new Space")
+    }
+
+    pub(crate) fn resume(&self, id: &SpaceId, wanted: &ResumeSpace) -> anyhow::Result<SandboxId> {
+        let post = self.agent.post(self.address(&format!("/spaces/{id}/resume")));
+        let mut answer =
+            self.checked(post.header("authorization", self.authorization()).send_json(wanted))?;
+        let created: SandboxCreated = answer.body_mut().read_json().context("Cannot read the new sandbox")?;
+        Ok(created.id)
+    }
+
+    /// All Spaces, oldest first.
+    pub(crate) fn spaces(&self) -> anyhow::Result<Vec<SpaceView>> {
+        let request = self.agent.get(self.address("/spaces")).header("authorization", self.authorization());
+        let mut answer = self.checked(request.call())?;
+        let list: SpaceList = answer.body_mut().read_json().context("Cannot read the list of Spaces")?;
+        Ok(list.spaces)
+    }
+
+    pub(crate) fn remove_space(&self, id: &SpaceId) -> anyhow::Result<()> {
+        let request = self.agent.delete(self.address(&format!("/spaces/{id}")));
         self.checked(request.header("authorization", self.authorization()).call()).map(drop)
     }
 

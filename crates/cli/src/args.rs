@@ -2,7 +2,7 @@
 
 use clap::builder::FalseyValueParser;
 use clap::{ArgAction, Parser, Subcommand};
-use podflare_api::id::{KeyId, PtyId, SandboxId};
+use podflare_api::id::{KeyId, PtyId, SandboxId, SpaceId};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -49,6 +49,15 @@ pub(crate) enum Command {
     },
     /// List the sandboxes of a host
     Ls(Host),
+    /// Freeze a sandbox, and print the id of the Space that it goes on as
+    Freeze(Freeze),
+    /// Go on with a Space, and print the id of the sandbox
+    Resume(Resume),
+    /// Spaces: sandboxes that are frozen
+    Spaces {
+        #[command(subcommand)]
+        command: SpaceCommand,
+    },
     /// Show what a host has and does, again and again
     Top(Top),
     /// Run code in a new sandbox, which is closed afterwards; the exit code is the code's
@@ -214,6 +223,46 @@ pub(crate) struct Run {
     pub(crate) vcpus: Option<u32>,
     /// The code; `-` reads it from standard input
     pub(crate) code: String,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Freeze {
+    #[command(flatten)]
+    pub(crate) host: Host,
+    /// The sandbox; `podflare ls` lists them
+    #[arg(value_name = "ID")]
+    pub(crate) sandbox: SandboxId,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Resume {
+    #[command(flatten)]
+    pub(crate) host: Host,
+    /// Leave the Space as it is, so that it can be resumed again
+    #[arg(long)]
+    pub(crate) keep: bool,
+    /// Freeze the sandbox again, into another Space, when its time is over
+    #[arg(long)]
+    pub(crate) persistent: bool,
+    /// The Space; `podflare spaces ls` lists them
+    #[arg(value_name = "SPACE")]
+    pub(crate) space: SpaceId,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum SpaceCommand {
+    /// List the Spaces of a host
+    Ls(Host),
+    /// Remove a Space
+    Rm(SpaceRm),
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct SpaceRm {
+    #[command(flatten)]
+    pub(crate) host: Host,
+    #[arg(value_name = "SPACE")]
+    pub(crate) space: SpaceId,
 }
 
 #[derive(Debug, clap::Args)]

@@ -15,7 +15,7 @@ mod start;
 mod table;
 mod terminal;
 
-use args::{Args, Command, ImageCommand, KeyCommand, TemplateCommand};
+use args::{Args, Command, ImageCommand, KeyCommand, SpaceCommand, TemplateCommand};
 use clap::Parser;
 use output::Output;
 use podflare_emulated_host::places::Places;
@@ -54,6 +54,10 @@ fn run(args: Args, output: &Output) -> anyhow::Result<ExitCode> {
         Command::Keys { command: KeyCommand::Revoke(key) } => commands::keys::revoke(&key, &places, output),
         Command::Keys { command: KeyCommand::Rotate(key) } => commands::keys::rotate(&key, &places, output),
         Command::Ls(host) => commands::ls::run(&host, &places, output),
+        Command::Freeze(freeze) => commands::spaces::freeze(&freeze, &places, output),
+        Command::Resume(resume) => commands::spaces::resume(&resume, &places, output),
+        Command::Spaces { command: SpaceCommand::Ls(host) } => commands::spaces::ls(&host, &places, output),
+        Command::Spaces { command: SpaceCommand::Rm(rm) } => commands::spaces::rm(&rm, &places, output),
         Command::Top(top) => commands::top::run(&top, &places, output),
         Command::Run(run) => commands::run::run(&run, &places, output),
         Command::Shell(shell) => commands::shell::run(&shell, &places, output),

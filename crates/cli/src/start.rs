@@ -24,8 +24,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 pub(crate) const PROGRAMS: [&str; 3] = ["podflare-vmm", "podflare-hostd", "podflare-agent"];
-/// How long hostd has to end its sandboxes.
-const STOP_PATIENCE: Duration = Duration::from_secs(30);
+/// How long hostd has to freeze the sandboxes that outlive it, for which it takes a minute at most, and to end all.
+const STOP_PATIENCE: Duration = Duration::from_secs(90);
 const KILL_PATIENCE: Duration = Duration::from_secs(5);
 const LAST_LINES: usize = 20;
 

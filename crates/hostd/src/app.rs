@@ -12,15 +12,18 @@ use crate::pool::activity::Activity;
 use crate::pool::policy::Memory;
 use crate::records::Records;
 use crate::sandbox::admission::Admission;
+use crate::sandbox::agent::GuestIdentity;
 use crate::sandbox::copies::{self, CopyError, CopyTimes, Limits, Means, OwnCopy};
 use crate::sandbox::registry::Registry;
 use crate::sandbox::state::EndCause;
 use crate::sandbox::{Identity, Lineage, Sandbox};
 use crate::slots::Room;
+use crate::space::{self, Spaces};
 use crate::template::boot::{self, BootError};
+use crate::template::kept::Ingredients;
 use crate::template::shelf::Shelf;
 use crate::template::variant::Variant;
-use crate::template::{Template, folder, keep};
+use crate::template::{DEFAULT, Template, folder, keep};
 use crate::tenant::{Keys, Tenant};
 use crate::usage::Usage;
 use crate::vmm::{Machine, Vmm};
@@ -35,6 +38,9 @@ use tokio::time::{Instant, timeout};
 
 /// Machines that are ended at once, for each processor. Ending one costs CPU time that running ones would miss.
 const ENDINGS_PER_PROCESSOR: usize = 1;
+
+/// Sandboxes that are written to the disk at once, for each processor. The writing is comparing and hashing, mostly.
+const FREEZES_PER_PROCESSOR: usize = 1;
 
 /// How long a machine that nobody needs any more may wait for a moment in which its end disturbs nobody.
 const ENDING_PATIENCE: Duration = Duration::from_secs(2);
@@ -64,6 +70,9 @@ pub struct App {
     pub usage: Usage,
     pub metrics: Metrics,
     pub room: Room,
+    pub spaces: Arc<Spaces>,
+    /// One permit for each sandbox that is being written to the disk.
+    pub(crate) freezes: Semaphore,
     /// One permit for each client that may follow the events.
     pub followers: Arc<Semaphore>,
     /// One permit for each client that may be attached to a terminal or wait for its output.
@@ -132,11 +141,15 @@ impl App {
         let admission = Admission::of_this_host();
         let folder = settings.template_dir.as_deref();
         let templates = folder.map_or_else(Vec::new, |folder| folder::read_all(folder, settings.sizes));
+        let names: Vec<&str> = templates.iter().map(|template| template.name.as_str()).collect();
+        records.spaces.forget_templates(|name| name != DEFAULT && !names.contains(&name));
         Arc::new(App {
             registry: Registry::default(),
             templates: Shelf::new(&settings, templates),
             activity: Activity::new(),
             room: Room::new(settings.sandboxes_max),
+            spaces: records.spaces,
+            freezes: Semaphore::new(FREEZES_PER_PROCESSOR * admission.processors()),
             vmm,
             network,
             keys: records.keys,
@@ -155,9 +168,7 @@ impl App {
 
     /// Keeps the default template available and all pools filled. Returns if that template does not boot at first.
     pub async fn keep(self: &Arc<App>) -> BootError {
-        let quiet = || async {
-            self.activity.quiet(self.admission.processors(), Instant::now() + NETWORK_PATIENCE).await;
-        };
+        let quiet = || self.quiet(NETWORK_PATIENCE);
         tokio::select! {
             error = keep::keep_always(self) => error,
             never = pool::keep_filled(self) => match never {},
@@ -165,7 +176,17 @@ impl App {
             never = self.journal.keep() => match never {},
             never = self.webhooks.tell(&self.journal) => match never {},
             never = self.usage.keep(self) => match never {},
+            never = space::freeze::keep(self) => match never {},
         }
+    }
+
+    /// Resolves when there is a moment in which little disturbs nobody, but no later than this.
+    pub(crate) async fn quiet(&self, patience: Duration) {
+        self.activity.quiet(self.admission.processors(), Instant::now() + patience).await;
+    }
+
+    pub(crate) fn vmm(&self) -> &dyn Vmm {
+        &*self.vmm
     }
 
     /// The host's memory; `None` if it is not known.
@@ -180,7 +201,14 @@ impl App {
     ) -> Result<Template, BootError> {
         let Variant { definition, shape, .. } = variant;
         let network = self.network.template_identity();
-        boot::boot(&*self.vmm, &self.settings, network, definition, shape.clone(), turn).await
+        let ingredients = Ingredients::of(&self.settings, network, definition, shape).await;
+        if let Some(ingredients) = &ingredients {
+            let identity = GuestIdentity { hostname: boot::HOSTNAME.to_owned(), network };
+            if let Some(kept) = self.spaces.kept_template(self.vmm(), ingredients, shape, identity).await {
+                return Ok(kept);
+            }
+        }
+        boot::boot(&*self.vmm, &self.settings, network, definition, shape.clone(), ingredients, turn).await
     }
 
     /// What copies are made with that may reach so much.
@@ -197,7 +225,8 @@ impl App {
     ) -> Result<(Sandbox, CopyTimes), CopyError> {
         let (copy, times) = copies::copy_one(&*template.machine, limits, self.means(egress)).await?;
         let shape = template.shape.clone();
-        let lineage = Lineage { shape, parent: None, checkpoint: None, generation: 1 };
+        let origin = template.origin.clone();
+        let lineage = Lineage { shape, origin, space: None, parent: None, checkpoint: None, generation: 1 };
         Ok((self.launch(copy, lineage), times))
     }
 
@@ -211,7 +240,7 @@ impl App {
             started: Instant::now().into_std(),
             tenant: Tenant::operator(),
         };
-        let (sandbox, task) = Sandbox::new(copy, identity, lineage);
+        let (sandbox, task) = Sandbox::new(copy, identity, lineage, self.spaces.wishes.clone());
         let (app, handle) = (self.clone(), sandbox.clone());
         tokio::spawn(async move {
             let (cause, slot) = task.run().await;
@@ -221,9 +250,10 @@ impl App {
             // What was never given out was nobody's.
             if slot.is_some() && !cause.is_replacement() {
                 app.metrics.count_end(&cause);
-                let closed =
-                    Happening::Closed { sandbox: handle.identity().id.clone(), reason: cause.to_string() };
-                app.journal.record(&handle.tenant(), closed);
+                app.journal.record(&handle.tenant(), ended(&handle, &cause));
+            }
+            if let Some(space) = &handle.lineage().space {
+                app.spaces.sandbox_ended(space, &cause).await;
             }
             app.end_machine(&handle, &cause).await;
             drop(slot);
@@ -262,7 +292,8 @@ impl App {
         }
     }
 
-    async fn close(&self) {
+    async fn close(self: &Arc<App>) {
+        space::freeze::freeze_all(self, self.settings.freeze_timeout).await;
         self.room.close();
         let (sandboxes, checkpoints) = self.registry.close();
         self.templates.close();
@@ -272,11 +303,20 @@ impl App {
         for checkpoint in checkpoints {
             checkpoint.end(EndCause::Shutdown);
         }
+        self.spaces.close().await;
         // Copies that are still being made are machines, too.
         if timeout(SHUTDOWN_TIMEOUT, self.vmm.none_left()).await.is_err() {
             tracing::warn!("Some machines had not ended when the host shut down");
         }
         self.journal.finish().await;
         self.usage.note().await;
+    }
+}
+
+fn ended(sandbox: &Sandbox, cause: &EndCause) -> Happening {
+    let sandbox = sandbox.identity().id.clone();
+    match cause {
+        EndCause::Frozen(space) => Happening::Frozen { sandbox, space: space.clone() },
+        _ => Happening::Closed { sandbox, reason: cause.to_string() },
     }
 }

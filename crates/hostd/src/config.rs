@@ -168,6 +168,10 @@ pub struct Arguments {
     #[arg(long, env = "PODFLARE_TIMEOUT_MAX", default_value_t = 604_800, value_parser = seconds())]
     timeout_max: u64,
 
+    /// Seconds that a host that is to stop takes to freeze the sandboxes that are to outlive it
+    #[arg(long, env = "PODFLARE_FREEZE_TIMEOUT", default_value_t = 60, value_parser = seconds())]
+    freeze_timeout: u64,
+
     /// Seconds of silence after which an execution's stream gets a blank line
     #[arg(long, env = "PODFLARE_HEARTBEAT", default_value_t = 10, value_parser = seconds())]
     heartbeat: u64,
@@ -229,6 +233,7 @@ pub struct Settings {
     pub huge_pages: bool,
     pub network: NetworkSettings,
     pub terms: TermsOffered,
+    pub freeze_timeout: Duration,
     pub heartbeat: Duration,
     pub guest_settings: GuestSettings,
     pub log_format: LogFormat,
@@ -296,10 +301,12 @@ impl Arguments {
             default: Terms {
                 life: Duration::from_secs(self.timeout),
                 idle: Duration::from_secs(self.idle_timeout),
+                persistent: false,
             },
             max: Terms {
                 life: Duration::from_secs(self.timeout_max.max(self.timeout)),
                 idle: Duration::from_secs(self.idle_timeout_max.max(self.idle_timeout)),
+                persistent: true,
             },
         };
         let vcpus = self.vcpus.unwrap_or_else(vcpus_for_this_host);
@@ -333,6 +340,7 @@ impl Arguments {
                 NetworkSettings::On { subnet: self.subnet, never: self.never, upstreams }
             },
             terms,
+            freeze_timeout: Duration::from_secs(self.freeze_timeout),
             heartbeat: Duration::from_secs(self.heartbeat),
             guest_settings: GuestSettings::read(self.guest_ca_bundle.as_deref(), &self.guest_env)?,
             log_format: self.log_format,

@@ -29,5 +29,6 @@ mod printable;
 #[expect(unsafe_code, reason = "the runtime trusts its caller with the life of a registered descriptor")]
 mod readiness;
 pub mod slots;
+pub mod space;
 
 pub use app::run;

@@ -92,7 +92,7 @@ pub enum Extent {
 /// What is read of saved files before they are used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Check {
-    /// All but the content of memory and disk, which is read when the guest wants it.
+    /// All but the content of memory and disk, of which only what has to be there is read.
     Index,
     /// All of it, against its checksums.
     Content,

@@ -52,6 +52,8 @@ fn words(what: &Happening) -> String {
         Happening::Extended { sandbox, timeout_seconds, idle_timeout_seconds } => {
             format!("{sandbox} may live {timeout_seconds} s and idle {idle_timeout_seconds} s")
         }
+        Happening::Frozen { sandbox, space } => format!("{sandbox} frozen as {space}"),
+        Happening::Resumed { sandbox, space } => format!("{sandbox} resumed from {space}"),
         Happening::Closed { sandbox, reason } => format!("{sandbox} closed: {reason}"),
     }
 }

@@ -8,6 +8,7 @@ pub(crate) mod keys;
 pub(crate) mod ls;
 pub(crate) mod run;
 pub(crate) mod shell;
+pub(crate) mod spaces;
 pub(crate) mod status;
 pub(crate) mod template;
 pub(crate) mod top;

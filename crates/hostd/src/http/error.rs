@@ -21,6 +21,9 @@ use crate::sandbox::registry::{FindCheckpointError, FindError};
 use crate::sandbox::restore::RestoreError;
 use crate::sandbox::terminal::TerminalError;
 use crate::slots::NoSlot;
+use crate::space::FindError as SpaceError;
+use crate::space::freeze::FreezeError;
+use crate::space::resume::ResumeError;
 use crate::store::StoreError;
 use crate::template::folder::FolderError;
 use crate::template::shelf::{RemoveError, UseError};
@@ -304,6 +307,57 @@ impl From<RestoreError> for ApiError {
             RestoreError::NoSlot(error) => status_of_no_slot(error),
             RestoreError::Busy(error) => return ApiError::busy(error),
             RestoreError::Copy(_) | RestoreError::CopyEnded => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        ApiError::new(status, &error)
+    }
+}
+
+impl From<SpaceError> for ApiError {
+    fn from(error: SpaceError) -> ApiError {
+        ApiError::new(status_of_space(&error), &error)
+    }
+}
+
+fn status_of_space(error: &SpaceError) -> StatusCode {
+    match error {
+        SpaceError::Unknown | SpaceError::Resumed => StatusCode::NOT_FOUND,
+        SpaceError::Foreign(_) => StatusCode::CONFLICT,
+    }
+}
+
+impl From<FreezeError> for ApiError {
+    fn from(error: FreezeError) -> ApiError {
+        let status = match &error {
+            error if error.is_disk_full() => StatusCode::INSUFFICIENT_STORAGE,
+            FreezeError::Find(error) => status_of_find(error),
+            FreezeError::Already | FreezeError::Used => StatusCode::CONFLICT,
+            FreezeError::TooMany(_) => StatusCode::TOO_MANY_REQUESTS,
+            FreezeError::Busy(error) => return ApiError::busy(error),
+            FreezeError::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
+            FreezeError::Copy(CopyError::SourceEnded) => StatusCode::NOT_FOUND,
+            FreezeError::Copy(_)
+            | FreezeError::Base(_)
+            | FreezeError::Save(_)
+            | FreezeError::Timeout
+            | FreezeError::Folder(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        ApiError::new(status, &error)
+    }
+}
+
+impl From<ResumeError> for ApiError {
+    fn from(error: ResumeError) -> ApiError {
+        let status = match &error {
+            ResumeError::Egress(_) => StatusCode::BAD_REQUEST,
+            ResumeError::Find(error) => status_of_space(error),
+            ResumeError::NoSlot(error) => status_of_no_slot(error),
+            ResumeError::Busy(error) => return ApiError::busy(error),
+            error if error.is_about_the_space() => StatusCode::CONFLICT,
+            ResumeError::Base(_)
+            | ResumeError::Files(_)
+            | ResumeError::Overlay(_)
+            | ResumeError::Copy(_)
+            | ResumeError::Ended => StatusCode::INTERNAL_SERVER_ERROR,
         };
         ApiError::new(status, &error)
     }

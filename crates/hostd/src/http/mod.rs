@@ -19,6 +19,7 @@ mod path;
 mod pty;
 mod sandboxes;
 mod serve;
+mod spaces;
 mod templates;
 mod visible;
 mod webhooks;
@@ -48,6 +49,10 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/sandboxes/{id}/restore", post(checkpoints::restore))
         .route("/v1/sandboxes/{id}/network", get(network::view))
         .route("/v1/sandboxes/{id}/egress", put(network::set_egress))
+        .route("/v1/sandboxes/{id}/freeze", post(spaces::freeze))
+        .route("/v1/spaces", get(spaces::list))
+        .route("/v1/spaces/{space}", get(spaces::inspect).delete(spaces::delete))
+        .route("/v1/spaces/{space}/resume", post(spaces::resume))
         .route("/v1/checkpoints", get(checkpoints::list))
         .route("/v1/checkpoints/{checkpoint}", get(checkpoints::inspect).delete(checkpoints::delete))
         .route("/v1/checkpoints/{checkpoint}/fork", post(checkpoints::fork))

@@ -45,6 +45,7 @@ pub(super) async fn remove(
     Ids(name): Ids<String>,
 ) -> Result<StatusCode, ApiError> {
     app.templates.remove(&name)?;
+    app.spaces.forget_template(name).await;
     Ok(StatusCode::NO_CONTENT)
 }
 

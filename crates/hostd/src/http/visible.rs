@@ -25,6 +25,7 @@ pub(super) async fn require_visible(
         let found = match name {
             "id" | "winner" => app.registry.check_visible(id, &tenant).map_err(ApiError::from),
             "checkpoint" => app.registry.check_checkpoint_visible(id, &tenant).map_err(ApiError::from),
+            "space" => app.spaces.check_visible(id, &tenant).map_err(ApiError::from),
             _ => Ok(()),
         };
         match found {

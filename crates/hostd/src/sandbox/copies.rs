@@ -86,7 +86,7 @@ impl CopyError {
         }
     }
 
-    pub(super) fn of_source(error: VmmError) -> CopyError {
+    pub(crate) fn of_source(error: VmmError) -> CopyError {
         match error {
             VmmError::Ended => CopyError::SourceEnded,
             error => CopyError::Vmm(error),
@@ -253,7 +253,7 @@ pub(super) fn hostname(id: &SandboxId) -> String {
 
 impl CopyTimes {
     /// What a fork of the source has cost it.
-    pub(super) fn of_fork(fork: ForkTimes) -> CopyTimes {
+    pub(crate) fn of_fork(fork: ForkTimes) -> CopyTimes {
         CopyTimes { fork, ..CopyTimes::default() }
     }
 

@@ -7,7 +7,7 @@ use super::copies::{CREATE_LIMITS, CopyError};
 use super::events::unix_time_ms;
 use super::grow::{GrowError, disk_gib, grow};
 use super::registry::InsertError;
-use super::state::EndCause;
+use super::state::{EndCause, Terms};
 use crate::app::App;
 use crate::network::NetworkError;
 use crate::network::egress::{Egress, EgressError};
@@ -76,6 +76,7 @@ pub async fn create(
 ) -> Result<(SandboxCreated, Phases), CreateError> {
     let egress = request.egress.as_ref().map(Egress::parse).transpose()?.unwrap_or_default();
     let terms = app.settings.terms.terms(request.timeout_seconds, request.idle_timeout_seconds);
+    let terms = Terms { persistent: request.persistent.unwrap_or(terms.persistent), ..terms };
     let terms = tenant.tier().map_or(terms, |tier| tier.terms(terms));
     let sizes = tenant.tier().map_or(app.settings.sizes, |tier| app.settings.sizes.within(tier));
     let disk_max = app.settings.disk_gib_max;
@@ -176,7 +177,7 @@ async fn booted(app: &App, variant: &Arc<Variant>) -> Result<Option<Arc<Template
     }
 }
 
-fn created(view: SandboxView) -> SandboxCreated {
+pub(crate) fn created(view: SandboxView) -> SandboxCreated {
     tracing::debug!(id = %view.id, "Created a sandbox");
     SandboxCreated {
         id: view.id,
@@ -187,8 +188,7 @@ fn created(view: SandboxView) -> SandboxCreated {
         vcpus: view.vcpus,
         timeout_seconds: view.timeout_seconds,
         idle_timeout_seconds: view.idle_timeout_seconds,
-        // There are no Spaces yet: the answer says so.
-        persistent: false,
+        persistent: view.persistent,
         egress: view.egress,
     }
 }

@@ -32,6 +32,7 @@ fn asked(request: &ExtendSandbox, terms: Terms, age: Duration) -> Terms {
     Terms {
         life: request.timeout_seconds.map_or(terms.life, |life| age.saturating_add(seconds(life))),
         idle: request.idle_timeout_seconds.map_or(terms.idle, seconds),
+        persistent: request.persistent.unwrap_or(terms.persistent),
     }
 }
 
@@ -41,13 +42,16 @@ mod tests {
 
     #[test]
     fn more_life_counts_from_now_and_what_is_not_asked_for_stays() {
-        let terms = Terms { life: Duration::from_secs(1800), idle: Duration::from_secs(300) };
+        let life = Duration::from_secs(1800);
+        let terms = Terms { life, idle: Duration::from_secs(300), persistent: false };
         let age = Duration::from_secs(1000);
-        let life = ExtendSandbox { timeout_seconds: Some(1000), idle_timeout_seconds: None };
+        let life = ExtendSandbox { timeout_seconds: Some(1000), ..ExtendSandbox::default() };
         assert_eq!(asked(&life, terms, age), Terms { life: Duration::from_secs(2000), ..terms });
-        let idle = ExtendSandbox { timeout_seconds: None, idle_timeout_seconds: Some(0) };
+        let idle = ExtendSandbox { idle_timeout_seconds: Some(0), ..ExtendSandbox::default() };
         assert_eq!(asked(&idle, terms, age), Terms { idle: Duration::from_secs(1), ..terms });
-        let endless = ExtendSandbox { timeout_seconds: Some(u64::MAX), idle_timeout_seconds: None };
+        let endless = ExtendSandbox { timeout_seconds: Some(u64::MAX), ..ExtendSandbox::default() };
         assert!(asked(&endless, terms, age).life > Duration::from_secs(1 << 40));
+        let lasting = ExtendSandbox { persistent: Some(true), ..ExtendSandbox::default() };
+        assert_eq!(asked(&lasting, terms, age), Terms { persistent: true, ..terms });
     }
 }

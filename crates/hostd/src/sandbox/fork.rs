@@ -85,6 +85,8 @@ async fn fork_sandbox(
         let identity = source.identity();
         let lineage = Lineage {
             shape: source.shape().clone(),
+            origin: source.lineage().origin.clone(),
+            space: None,
             parent: Some(identity.id.clone()),
             checkpoint: None,
             generation: source.lineage().generation + 1,

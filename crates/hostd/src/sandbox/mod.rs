@@ -3,8 +3,9 @@
 //! ```text
 //!   fork of a template          claim                       end
 //!  ────────────────────▶ pooled ─────▶ leased ──────────────────────▶ ended
-//!   fork of a sandbox or a checkpoint    ▲        deleted, idle, too old, replaced by a merge
-//!  ──────────────────────────────────────┘        or a restore, machine or agent lost, shutdown
+//!   fork of a sandbox or a checkpoint,   ▲        deleted, idle, too old, frozen, replaced by a merge
+//!   or of a Space                        │        or a restore, machine or agent lost, shutdown
+//!  ──────────────────────────────────────┘
 //! ```
 //!
 //! One task ([`task`]) owns the agent's stream, the executions and the lease; nobody else changes them.
@@ -41,6 +42,8 @@ pub mod terminal;
 use crate::network::egress::Egress;
 use crate::network::{Interface, NetworkError};
 use crate::slots::Slots;
+use crate::space::base::Origin;
+use crate::space::freeze::Wish;
 use crate::template::Shape;
 use crate::tenant::Tenant;
 use crate::usage::meter::{Meter, Reading, Used};
@@ -50,7 +53,7 @@ use call::Call;
 use copies::OwnCopy;
 use execution::{Chunk, Place, Taken};
 use podflare_api::exec::ExecView;
-use podflare_api::id::{self, CheckpointId, SandboxId};
+use podflare_api::id::{self, CheckpointId, SandboxId, SpaceId};
 use podflare_api::sandbox::{SandboxState, SandboxView};
 use podflare_wire::files::OPERATIONS_MAX;
 use podflare_wire::guest::ExecId;
@@ -75,6 +78,9 @@ pub struct Sandbox(Arc<Shared>);
 #[derive(Debug, Clone)]
 pub struct Lineage {
     pub shape: Arc<Shape>,
+    pub origin: Arc<Origin>,
+    /// The Space that it was resumed from, if that is gone with it.
+    pub space: Option<SpaceId>,
     pub parent: Option<SandboxId>,
     /// What its machine is a copy of, if that is not the parent's machine or the template.
     pub checkpoint: Option<CheckpointId>,
@@ -116,6 +122,8 @@ struct Shared {
     /// Whether everything in the guest that must not be as in its source has been made its own.
     renewed: AtomicBool,
     executions: AtomicU32,
+    /// Somebody has asked for it to be frozen.
+    freezing: AtomicBool,
     places: Arc<Semaphore>,
     code_room: Arc<Semaphore>,
     file_places: Arc<Semaphore>,
@@ -155,7 +163,12 @@ pub struct Reader {
 
 impl Sandbox {
     /// A sandbox over a machine that is its own, and the task that must be run for it.
-    pub fn new(copy: OwnCopy, identity: Identity, lineage: Lineage) -> (Sandbox, Task) {
+    pub fn new(
+        copy: OwnCopy,
+        identity: Identity,
+        lineage: Lineage,
+        wishes: mpsc::UnboundedSender<Wish>,
+    ) -> (Sandbox, Task) {
         let OwnCopy { machine, agent, interface, forked_at_ms, .. } = copy;
         let (commands, receiver) = mpsc::unbounded_channel();
         let sandbox = Sandbox(Arc::new(Shared {
@@ -172,12 +185,13 @@ impl Sandbox {
             end_cause: OnceLock::new(),
             renewed: AtomicBool::new(agent.is_renewed()),
             executions: AtomicU32::new(0),
+            freezing: AtomicBool::new(false),
             places: Arc::new(Semaphore::new(EXECS_MAX)),
             code_room: Arc::new(Semaphore::new(CODE_QUEUED_LEN_MAX)),
             file_places: Arc::new(Semaphore::new(OPERATIONS_MAX)),
             terminal_places: Arc::new(Semaphore::new(TERMINAL_CONNECTIONS_MAX)),
         }));
-        let task = Task::new(sandbox.clone(), agent, receiver);
+        let task = Task::new(sandbox.clone(), agent, receiver, wishes);
         (sandbox, task)
     }
 
@@ -265,6 +279,28 @@ impl Sandbox {
     /// Ends the sandbox; the answer does not wait for it.
     pub fn end(&self, cause: EndCause) {
         self.tell(Command::End(cause));
+    }
+
+    /// Takes no more executions for as long as it is held; `None` if somebody freezes it already.
+    pub fn begin_freeze(&self) -> Option<Freezing> {
+        let is_free = !self.0.freezing.swap(true, Ordering::Relaxed);
+        is_free.then(|| {
+            self.tell(Command::FreezeBegun);
+            Freezing(self.clone())
+        })
+    }
+
+    /// Ends the sandbox, which goes on as a Space; unless it has ended, or has been used since.
+    pub async fn end_frozen(&self, space: SpaceId, unused_since: Option<tokio::time::Instant>) -> bool {
+        let (answer, answered) = oneshot::channel();
+        let unused_since = unused_since.map(tokio::time::Instant::into_std);
+        self.tell(Command::Frozen { space, unused_since, answer });
+        answered.await.unwrap_or(false)
+    }
+
+    /// It could not be frozen, as its time was over.
+    pub fn not_frozen(&self) {
+        self.tell(Command::NotFrozen);
     }
 
     /// Keeps the sandbox from idling for as long as it is held.
@@ -384,6 +420,7 @@ impl Sandbox {
             executions: u64::from(self.0.executions.load(Ordering::Relaxed)),
             timeout_seconds: identity.terms.life.as_secs(),
             idle_timeout_seconds: identity.terms.idle.as_secs(),
+            persistent: identity.terms.persistent,
             egress: self.egress().view(),
         }
     }
@@ -403,6 +440,17 @@ impl Sandbox {
     /// A sandbox that has ended need not be told.
     fn tell(&self, command: Command) {
         self.0.commands.send(command).ok();
+    }
+}
+
+/// A freeze that somebody has asked for, under way.
+#[derive(Debug)]
+pub struct Freezing(Sandbox);
+
+impl Drop for Freezing {
+    fn drop(&mut self) {
+        self.0.0.freezing.store(false, Ordering::Relaxed);
+        self.0.tell(Command::FreezeEnded);
     }
 }
 

@@ -1,14 +1,16 @@
 //! When a sandbox is to end: pure rules over times that are passed in.
 
-use podflare_api::id::{CheckpointId, SandboxId};
+use podflare_api::id::{CheckpointId, SandboxId, SpaceId};
 use std::fmt;
 use std::time::{Duration, Instant};
 
-/// How long a sandbox may live and idle.
+/// How long a sandbox may live and idle, and what becomes of it then.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Terms {
     pub life: Duration,
     pub idle: Duration,
+    /// It is frozen, and not ended.
+    pub persistent: bool,
 }
 
 /// What is offered: values over the maxima are silently lowered.
@@ -20,7 +22,7 @@ pub struct TermsOffered {
 
 impl TermsOffered {
     pub fn lowered(&self, asked: Terms) -> Terms {
-        Terms { life: asked.life.min(self.max.life), idle: asked.idle.min(self.max.idle) }
+        Terms { life: asked.life.min(self.max.life), idle: asked.idle.min(self.max.idle), ..asked }
     }
 
     /// The terms for what was asked, in seconds; nothing is shorter than one.
@@ -31,6 +33,7 @@ impl TermsOffered {
         Terms {
             life: within(life_seconds, self.default.life, self.max.life),
             idle: within(idle_seconds, self.default.idle, self.max.idle),
+            persistent: self.default.persistent,
         }
     }
 }
@@ -80,6 +83,16 @@ impl Lease {
         self.touch(now);
     }
 
+    /// Whether it has been used since, or is.
+    pub fn is_used_since(&self, then: Instant) -> bool {
+        self.active > then || self.executions + self.uses + self.attached > 0
+    }
+
+    /// As if something had been done with it.
+    pub fn renew(&mut self, now: Instant) {
+        self.touch(now);
+    }
+
     pub fn is_attached(&self) -> bool {
         self.attached > 0
     }
@@ -116,6 +129,8 @@ pub enum EndCause {
     Deleted,
     Idle(Duration),
     LifeOver(Duration),
+    /// It goes on when this is resumed.
+    Frozen(SpaceId),
     /// Its machine goes on under the parent's id.
     MergedInto(SandboxId),
     /// Another machine goes on under its id.
@@ -138,6 +153,7 @@ impl EndCause {
             EndCause::Deleted | EndCause::SandboxDeleted(_) => "deleted",
             EndCause::Idle(_) => "idle",
             EndCause::LifeOver(_) => "lifetime",
+            EndCause::Frozen(_) => "frozen",
             EndCause::MergedInto(_) | EndCause::ReplacedBy(_) => "merged",
             EndCause::RestoredTo(_) => "restored",
             EndCause::MachineEnded(_) => "machine",
@@ -159,6 +175,7 @@ impl fmt::Display for EndCause {
             EndCause::Deleted => f.write_str("it was deleted"),
             EndCause::Idle(idle) => write!(f, "nothing was run in it for {} s", idle.as_secs()),
             EndCause::LifeOver(life) => write!(f, "its lifetime of {} s was over", life.as_secs()),
+            EndCause::Frozen(space) => write!(f, "it was frozen as {space}"),
             EndCause::MergedInto(parent) => write!(f, "it was merged into {parent}"),
             EndCause::ReplacedBy(winner) => write!(f, "{winner} was merged into it"),
             EndCause::RestoredTo(checkpoint) => write!(f, "it was restored to {checkpoint}"),
@@ -177,8 +194,8 @@ mod tests {
     use proptest::prelude::*;
 
     const OFFERED: TermsOffered = TermsOffered {
-        default: Terms { life: Duration::from_secs(1800), idle: Duration::from_secs(300) },
-        max: Terms { life: Duration::from_secs(86_400), idle: Duration::from_secs(7200) },
+        default: Terms { life: Duration::from_secs(1800), idle: Duration::from_secs(300), persistent: false },
+        max: Terms { life: Duration::from_secs(86_400), idle: Duration::from_secs(7200), persistent: true },
     };
 
     #[test]

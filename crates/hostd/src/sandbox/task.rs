@@ -13,9 +13,10 @@ use super::state::{EndCause, Lease, Terms};
 use crate::chain::chain;
 use crate::network::Interface;
 use crate::slots::Slots;
+use crate::space::freeze::Wish;
 use crate::vmm::Ending;
 use podflare_api::exec::ExecView;
-use podflare_api::id;
+use podflare_api::id::{self, SpaceId};
 use podflare_wire::guest::{Event, ExecEnd, ExecId, Inherited, Language, Request};
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,21 +34,56 @@ const UNFINISHED_LINES_LEN_MAX: usize = 4 * LINE_LEN_MAX;
 const AGENT_RESTARTED: &str =
     "the agent in the sandbox was killed and has been restarted; the Python REPL's variables are lost";
 
+/// What executions are told that come while somebody freezes the sandbox.
+const BEING_FROZEN: &str = "the sandbox is being frozen";
+
 /// What others ask of a sandbox.
 #[derive(Debug)]
 pub enum Command {
-    Lease { terms: Terms, started: std::time::Instant, slot: Slots },
-    Exec { execution: Execution, call: Box<Call> },
-    List { answer: oneshot::Sender<Vec<ExecView>> },
-    Cancel { exec: id::ExecId },
-    Taken { exec: ExecId, taken: Taken },
-    ReaderGone { exec: ExecId },
-    Ping { answer: ping::Answer },
+    Lease {
+        terms: Terms,
+        started: std::time::Instant,
+        slot: Slots,
+    },
+    Exec {
+        execution: Execution,
+        call: Box<Call>,
+    },
+    List {
+        answer: oneshot::Sender<Vec<ExecView>>,
+    },
+    Cancel {
+        exec: id::ExecId,
+    },
+    Taken {
+        exec: ExecId,
+        taken: Taken,
+    },
+    ReaderGone {
+        exec: ExecId,
+    },
+    Ping {
+        answer: ping::Answer,
+    },
     UseBegun,
     UseEnded,
     Attached,
     Detached,
-    TakeOver { terms: Terms, started: std::time::Instant },
+    TakeOver {
+        terms: Terms,
+        started: std::time::Instant,
+    },
+    /// Somebody has it frozen, or does so no more.
+    FreezeBegun,
+    FreezeEnded,
+    /// All of it is on the disk.
+    Frozen {
+        space: SpaceId,
+        unused_since: Option<std::time::Instant>,
+        answer: oneshot::Sender<bool>,
+    },
+    /// It could not be written when its time was over.
+    NotFrozen,
     End(EndCause),
 }
 
@@ -61,6 +97,10 @@ pub struct Task {
     pulse: Pulse,
     pings: Pings,
     lease: Option<Lease>,
+    wishes: mpsc::UnboundedSender<Wish>,
+    /// Its time is over, for this reason, and it is being frozen.
+    over: Option<EndCause>,
+    is_being_frozen: bool,
     /// Its part of the host, given back when nothing is left of the machine.
     slot: Option<Slots>,
 }
@@ -70,24 +110,44 @@ impl Task {
         sandbox: Sandbox,
         mut agent: AgentConnection,
         commands: mpsc::UnboundedReceiver<Command>,
+        wishes: mpsc::UnboundedSender<Wish>,
     ) -> Task {
         let executions = agent.take_inherited().and_then(|inherited| adopt(&sandbox, &inherited));
         let hostname = hostname(&sandbox.identity().id);
         let network = sandbox.interface().map(Interface::identity);
         let agent = Agent::new(sandbox.machine().clone(), GuestIdentity { hostname, network }, agent);
         let (executions, pulse) = (executions.into_iter().collect(), Pulse::new(now()));
-        Task { sandbox, agent, commands, executions, pulse, pings: Pings::default(), lease: None, slot: None }
+        Task {
+            sandbox,
+            agent,
+            commands,
+            executions,
+            pulse,
+            pings: Pings::default(),
+            lease: None,
+            wishes,
+            over: None,
+            is_being_frozen: false,
+            slot: None,
+        }
     }
 
     /// Runs the sandbox to its end. Its machine is left to be ended, and holds its part of the host.
     pub async fn run(mut self) -> (EndCause, Option<Slots>) {
         let mut ended = self.sandbox.machine().ended();
         let cause = loop {
-            let end = self.lease.as_ref().map(Lease::end);
+            let end = self.lease.as_ref().filter(|_| self.over.is_none()).map(Lease::end);
             let pulse = self.silence().map(|silence| self.pulse.next(silence));
             tokio::select! {
                 command = self.commands.recv() => match command {
                     Some(Command::End(cause)) => break cause,
+                    Some(Command::Frozen { space, unused_since, answer }) => {
+                        let is_unused = self.is_unused_since(unused_since);
+                        // Whoever asked waits.
+                        answer.send(is_unused).ok();
+                        if is_unused { break EndCause::Frozen(space) }
+                    }
+                    Some(Command::NotFrozen) => if let Some(cause) = self.go_on() { break cause },
                     Some(command) => self.take_command(command),
                     None => break EndCause::Shutdown,
                 },
@@ -103,7 +163,7 @@ impl Task {
                     self.take_last_events().await;
                     break EndCause::MachineEnded(ending.to_string());
                 }
-                cause = reached(end) => break cause,
+                cause = reached(end) => if let Some(cause) = self.freeze_instead(cause) { break cause },
                 due = reached(pulse) => match due {
                     Due::Ask => self.ask(),
                     Due::GiveUp => break EndCause::AgentLost(unanswered()),
@@ -168,8 +228,35 @@ impl Task {
                     lease.take_over(terms, started, now());
                 }
             }
-            Command::End(_) => {}
+            Command::FreezeBegun => self.is_being_frozen = true,
+            Command::FreezeEnded => self.is_being_frozen = false,
+            Command::End(_) | Command::Frozen { .. } | Command::NotFrozen => {}
         }
+    }
+
+    /// Asks for a sandbox whose time is over to be frozen, if it is to be. Otherwise, this is its end.
+    fn freeze_instead(&mut self, cause: EndCause) -> Option<EndCause> {
+        let is_persistent = self.sandbox.identity().terms.persistent;
+        let wish = Wish { sandbox: self.sandbox.clone(), cause: cause.clone() };
+        if !is_persistent || self.wishes.send(wish).is_err() {
+            return Some(cause);
+        }
+        self.over = Some(cause);
+        None
+    }
+
+    /// Goes on after it could not be frozen. A lifetime is over in any case.
+    fn go_on(&mut self) -> Option<EndCause> {
+        let over = self.over.take();
+        if let Some(lease) = &mut self.lease {
+            lease.renew(now());
+        }
+        over.filter(|cause| matches!(cause, EndCause::LifeOver(_)))
+    }
+
+    fn is_unused_since(&self, then: Option<std::time::Instant>) -> bool {
+        let is_used = |then| self.lease.as_ref().is_some_and(|lease| lease.is_used_since(then));
+        !then.is_some_and(is_used)
     }
 
     fn execute(&mut self, mut execution: Execution, call: Call) {
@@ -180,6 +267,9 @@ impl Task {
         let announce = self.executions.iter().any(|execution| !execution.has_exited());
         if !announce {
             execution.start();
+        }
+        if self.is_being_frozen {
+            return execution.abort(BEING_FROZEN, &mut self.sandbox.replay_mut());
         }
         let Call { language, code, context, .. } = call;
         self.agent.send(Request::Exec { exec: execution.id, language, code, context, announce });

@@ -1,12 +1,14 @@
 //! Booting a template: the agent's first hello, start-up code, a first use of everything, the freeze, a trial copy.
 
 use super::definition::Definition;
+use super::kept::Ingredients;
 use super::{Shape, Template};
 use crate::chain::chain;
 use crate::config::Settings;
 use crate::network::mac_of;
 use crate::sandbox::agent::{AgentConnection, AgentError, GuestIdentity};
 use crate::sandbox::execution::GRANT_BATCH_LEN;
+use crate::space::base::Origin;
 use crate::vmm::{BootSpec, Ending, Fork, Machine, Pending, Vmm, VmmError};
 use podflare_wire::control::BootConfig;
 use podflare_wire::guest::{AGENT_PORT, Event, ExecContext, ExecId, Language, NetworkIdentity, Request};
@@ -27,14 +29,14 @@ const GIB: u64 = 1 << 30;
 /// memory on lists of each processor. Programs get huge pages where they ask for them. The table of connections is
 /// as large as a sandbox needs, because every copy looks through it; and the network card has no IPv6, for which the
 /// kernel would ask again and again.
-const COMMAND_LINE: &str = "console=ttyS0 reboot=t panic=-1 quiet rdinit=/init random.trust_cpu=on \
+pub(super) const COMMAND_LINE: &str = "console=ttyS0 reboot=t panic=-1 quiet rdinit=/init random.trust_cpu=on \
     8250.nr_uarts=1 i8042.noaux i8042.nokbd \
     nowatchdog tsc=nowatchdog psi=0 sysctl.vm.compaction_proactiveness=0 sysctl.vm.stat_interval=60 \
     sysctl.vm.percpu_pagelist_high_fraction=1024 transparent_hugepage=madvise \
     thash_entries=1024 sysctl.net.ipv6.conf.default.disable_ipv6=1";
 
 /// The template's own hostname; no sandbox has it.
-const HOSTNAME: &str = "template";
+pub(crate) const HOSTNAME: &str = "template";
 
 /// How long one attempt to reach the agent may take, and the pause before the next.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -98,6 +100,7 @@ pub(crate) async fn boot(
     network: Option<NetworkIdentity>,
     definition: &Definition,
     shape: Arc<Shape>,
+    ingredients: Option<Ingredients>,
     turn: Option<SemaphorePermit<'_>>,
 ) -> Result<Template, BootError> {
     let identity = GuestIdentity { hostname: HOSTNAME.to_owned(), network };
@@ -110,7 +113,9 @@ pub(crate) async fn boot(
                 tracing::warn!(error = %chain(&error), "Copies will fault in their first pages one by one");
                 0
             });
-            Ok(Template { shape, identity, machine, hot_pages, rested: false })
+            let origin = Origin::new(definition.rootfs.clone(), shape.clone(), ingredients);
+            origin.set_template(&machine, hot_pages);
+            Ok(Template { shape, identity, machine, origin, hot_pages, rested: false })
         }
         Err(error) => {
             machine.end().await;

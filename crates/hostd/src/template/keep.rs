@@ -15,6 +15,9 @@ use tokio::time::{Instant, sleep};
 /// The pause before the default variant is booted again after a failure.
 const REBOOT_PAUSE: Duration = Duration::from_secs(5);
 
+/// How long the keeping of a template on the disk may wait for a moment in which it disturbs nobody.
+const KEEPING_PATIENCE: Duration = Duration::from_secs(60);
+
 /// Boots the default variant and, if it is ever lost, boots it again. Returns if the first boot fails.
 pub(crate) async fn keep_always(app: &Arc<App>) -> BootError {
     let variant = app.templates.default();
@@ -23,7 +26,7 @@ pub(crate) async fn keep_always(app: &Arc<App>) -> BootError {
         Err(error) => return error,
     };
     loop {
-        let ending = keep_until_lost(variant, template).await;
+        let ending = keep_until_lost(app, variant, template).await;
         tracing::error!(%ending, "The template's machine ended; it is booted again");
         variant.set(Availability::Not("starting: the template boots again".into()));
         template = loop {
@@ -57,7 +60,7 @@ async fn keep_once(app: &Arc<App>, variant: &Arc<Variant>) -> Option<BootError> 
     let turn = app.templates.boots.acquire().await.ok();
     match boot(app, variant, turn).await {
         Ok(booted) => {
-            let ending = keep_until_lost(variant, booted).await;
+            let ending = keep_until_lost(app, variant, booted).await;
             tracing::warn!(template, ?size, %ending, "A template's machine ended; the next create boots it again");
             None
         }
@@ -68,13 +71,39 @@ async fn keep_once(app: &Arc<App>, variant: &Arc<Variant>) -> Option<BootError> 
     }
 }
 
-/// Has the template come to rest, and puts the rested one in its place, for which it lets go of the first. Resolves
-/// when the machine has ended.
-async fn keep_until_lost(variant: &Variant, mut template: Arc<Template>) -> Arc<Ending> {
-    let rested = tokio::select! {
-        ending = template.machine.ended() => return ending,
-        rested = template.rest() => rested,
+/// Has the template come to rest, and puts the rested one in its place, for which it lets go of the first. Then keeps it
+/// on the disk for the next start. Resolves when the machine has ended.
+async fn keep_until_lost(app: &App, variant: &Variant, template: Arc<Template>) -> Arc<Ending> {
+    let template = if template.rested {
+        template
+    } else {
+        let ended = template.machine.ended();
+        tokio::select! {
+            ending = ended => return ending,
+            rested = rest(variant, template) => rested,
+        }
     };
+    let kept = async {
+        app.quiet(KEEPING_PATIENCE).await;
+        if let Err(error) = app.spaces.keep_template(&template).await {
+            let error = chain(&error);
+            tracing::warn!(
+                template = template.shape.template,
+                error,
+                "The next start boots the template again"
+            );
+        }
+    };
+    tokio::select! {
+        ending = template.machine.ended() => return ending,
+        () = kept => {}
+    }
+    template.machine.ended().await
+}
+
+/// The template as it is when it has come to rest, in its place.
+async fn rest(variant: &Variant, mut template: Arc<Template>) -> Arc<Template> {
+    let rested = template.rest().await;
     let name = template.shape.template.as_str();
     match rested {
         Ok(Some(rested)) => {
@@ -92,7 +121,7 @@ async fn keep_until_lost(variant: &Variant, mut template: Arc<Template>) -> Arc<
             );
         }
     }
-    template.machine.ended().await
+    template
 }
 
 async fn boot(

@@ -3,6 +3,7 @@
 //! ```text
 //!   definition  what a template boots from: the host's image, or a folder that a builder has made
 //!   variant     a definition in one size, its machine once that has booted, and its pool
+//!   kept        a variant's machine on the disk, so that the next start of the host need not boot it
 //!   shelf       all definitions, and the variants that are there: `default` always, others as they are used
 //! ```
 //!
@@ -13,6 +14,7 @@ pub mod definition;
 pub(crate) mod folder;
 pub mod guest_settings;
 pub mod keep;
+pub mod kept;
 pub mod shelf;
 pub mod size;
 pub mod take;
@@ -22,6 +24,7 @@ mod policy;
 mod rest;
 
 use crate::sandbox::agent::GuestIdentity;
+use crate::space::base::Origin;
 use crate::vmm::Machine;
 use std::sync::Arc;
 
@@ -45,6 +48,7 @@ pub struct Template {
     /// What its guest took itself for.
     pub identity: GuestIdentity,
     pub machine: Arc<dyn Machine>,
+    pub origin: Arc<Origin>,
     /// How many pages each copy brings in before it runs.
     pub hot_pages: u64,
     /// Its guest has done what it does after every start, so that no copy has to.

@@ -39,7 +39,9 @@ impl Template {
         match rest.await {
             Ok(hot_pages) => {
                 let (shape, identity) = (Arc::clone(&self.shape), self.identity.clone());
-                Ok(Some(Template { shape, identity, machine, hot_pages, rested: true }))
+                let origin = self.origin.clone();
+                origin.set_template(&machine, hot_pages);
+                Ok(Some(Template { shape, identity, machine, origin, hot_pages, rested: true }))
             }
             Err(error) => {
                 machine.end().await;

@@ -92,6 +92,7 @@ impl Tier {
         Terms {
             life: asked.life.min(Duration::from_secs(self.timeout_seconds_max)),
             idle: asked.idle.min(Duration::from_secs(self.idle_timeout_seconds_max)),
+            persistent: asked.persistent && self.spaces_max > 0,
         }
     }
 }
@@ -112,11 +113,11 @@ mod tests {
         let pro = tiers.find("pro").unwrap();
         assert_eq!((pro.ram_mib_max, pro.rootfs_gb_max, pro.sandboxes_max), (4096, 16, 50));
         let day = Duration::from_secs(86_400);
-        let terms = pro.terms(Terms { life: day, idle: day });
+        let terms = pro.terms(Terms { life: day, idle: day, persistent: true });
         assert_eq!((terms.life.as_secs(), terms.idle.as_secs()), (8 * 3600, 1800));
-        let brief = Terms { life: Duration::from_secs(9), idle: Duration::from_secs(3) };
+        let brief = Terms { life: Duration::from_secs(9), idle: Duration::from_secs(3), persistent: true };
         assert_eq!(pro.terms(brief), brief);
-        assert_eq!(tiers.find("free").unwrap().spaces_max, 0);
+        assert!(!tiers.find("free").unwrap().terms(brief).persistent);
         assert!(tiers.find("gold").is_none());
     }
 

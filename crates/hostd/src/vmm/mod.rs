@@ -7,6 +7,7 @@
 mod ending;
 pub mod fake;
 pub mod process;
+pub mod saved;
 
 use crate::pool::policy::Memory;
 use futures_util::future::BoxFuture;
@@ -19,6 +20,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 pub use ending::Ending;
+pub use saved::{LoadSpec, SavedFiles, Unusable};
 
 /// The answer to a command that has been sent.
 pub type Pending<T> = BoxFuture<'static, Result<T, VmmError>>;
@@ -32,6 +34,10 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> GuestStream for S {}
 pub trait Vmm: Send + Sync + fmt::Debug {
     /// Boots a new machine. It runs when the answer comes, but its guest is far from ready.
     fn boot(&self, boot: &BootSpec) -> Result<(Arc<dyn Machine>, Pending<()>), VmmError>;
+
+    /// Makes a frozen machine of files that one was saved into whole. Its files, and what it was booted with, must stay as
+    /// they are for as long as it, or any copy of it, is there.
+    fn load(&self, load: &LoadSpec) -> Result<(Arc<dyn Machine>, Pending<()>), VmmError>;
 
     /// Resolves when nothing is left of any machine, copies that were being made included.
     fn none_left(&self) -> BoxFuture<'static, ()>;
@@ -77,6 +83,13 @@ pub trait Machine: Send + Sync + fmt::Debug {
 
     /// Stops a running machine until `thaw`.
     fn freeze(&self) -> Pending<()>;
+
+    /// Writes a frozen machine into files that are empty: whole, or what differs from a base that was saved whole.
+    fn save(&self, files: &SavedFiles, base: Option<&SavedFiles>) -> Pending<()>;
+
+    /// Gives a frozen machine what was saved against it, or against what it is a copy of. The files must stay as they are,
+    /// as in [`Vmm::load`].
+    fn overlay(&self, files: &SavedFiles) -> Pending<()>;
 
     /// Opens a stream to a port of the guest, which carries bytes as soon as the machine runs and the
     /// guest accepts. It is closed if the guest refuses.
@@ -139,6 +152,8 @@ pub enum VmmError {
     SendCommand(#[source] podflare_channel::ChannelError),
     #[error("The machine refused the command: {reason}")]
     Refused { reason: String },
+    #[error("The saved files cannot be used")]
+    Unusable(#[from] Unusable),
     #[error("The machine gave an answer that does not belong to the command")]
     WrongReply,
     #[error("The machine ended before it answered")]

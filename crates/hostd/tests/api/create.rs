@@ -36,7 +36,7 @@ async fn the_answer_says_what_the_sandbox_really_has() {
     );
     assert_eq!(created["timeout_seconds"], 3600);
     assert_eq!(created["idle_timeout_seconds"], 7);
-    assert_eq!(created["persistent"], false);
+    assert_eq!(created["persistent"], true);
     assert_eq!(created["egress"], true);
 }
 

@@ -18,8 +18,10 @@ use podflare_hostd::store::Store;
 use podflare_hostd::template::Availability;
 use podflare_hostd::vmm::fake::FakeVmm;
 use serde_json::{Value, json};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+use tempfile::TempDir;
 use tokio::task::AbortHandle;
 use tower::ServiceExt;
 
@@ -31,6 +33,8 @@ pub(crate) struct Host {
     pub(crate) vmm: FakeVmm,
     pub(crate) network: FakeDriver,
     keeper: AbortHandle,
+    arguments: Vec<String>,
+    data: Arc<TempDir>,
 }
 
 pub(crate) struct Answer {
@@ -55,7 +59,19 @@ pub(crate) fn records(settings: &Settings) -> Records {
 impl Host {
     /// A host whose template is ready and whose pool is full.
     pub(crate) async fn start(arguments: &[&str]) -> Host {
-        let host = Host::start_without_template(arguments);
+        Host::start_without_template(arguments).ready().await
+    }
+
+    /// The host after this one, on the same folder of data, as if this one had been killed.
+    pub(crate) async fn start_again(self) -> Host {
+        let arguments: Vec<&str> = self.arguments.iter().map(String::as_str).collect();
+        let host = Host::with_data(&arguments, self.data.clone(), self.vmm.clone());
+        drop(self);
+        host.ready().await
+    }
+
+    async fn ready(self) -> Host {
+        let host = self;
         let mut template = host.app.templates.default().watch();
         let ready = template.wait_for(|availability| matches!(availability, Availability::Ready(_)));
         tokio::time::timeout(DEADLINE, ready).await.unwrap().unwrap();
@@ -65,8 +81,17 @@ impl Host {
 
     /// A host whose template has not booted yet, for as long as nothing is awaited.
     pub(crate) fn start_without_template(arguments: &[&str]) -> Host {
-        let vmm = FakeVmm::default();
-        let settings = settings(arguments);
+        Host::with_data(arguments, Arc::new(tempfile::tempdir().unwrap()), FakeVmm::default())
+    }
+
+    fn with_data(arguments: &[&str], data: Arc<TempDir>, vmm: FakeVmm) -> Host {
+        let rootfs = data.path().join("rootfs.ext4");
+        if !rootfs.exists() {
+            std::fs::write(&rootfs, "an image").unwrap();
+        }
+        let [folder, image] = [data.path(), &rootfs].map(|path| path.to_str().unwrap());
+        let places = ["--data-dir", folder, "--rootfs", image];
+        let settings = settings(&[arguments, &places].concat());
         let NetworkSettings::On { subnet, .. } = &settings.network else {
             panic!("a fake network costs nothing")
         };
@@ -76,7 +101,22 @@ impl Host {
         let app = App::new(settings, Arc::new(vmm.clone()), network_handle, records);
         let kept = app.clone();
         let keeper = tokio::spawn(async move { kept.keep().await }).abort_handle();
-        Host { app, vmm, network, keeper }
+        let arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
+        Host { app, vmm, network, keeper, arguments, data }
+    }
+
+    /// Where it keeps Spaces.
+    pub(crate) fn spaces_folder(&self) -> PathBuf {
+        self.data.path().join("fake/spaces")
+    }
+
+    /// Where it keeps what Spaces are laid over.
+    pub(crate) fn bases_folder(&self) -> PathBuf {
+        self.data.path().join("fake/bases")
+    }
+
+    pub(crate) fn rootfs(&self) -> PathBuf {
+        self.data.path().join("rootfs.ext4")
     }
 
     pub(crate) fn router(&self) -> Router {

@@ -169,8 +169,12 @@ async fn every_answer_says_how_long_it_took() {
         // Nobody is there to be told.
         let hook = json!({"url": "http://127.0.0.1:1/"});
         let webhook = host.post("/v1/webhooks", &hook).await.json()["id"].as_str().unwrap().to_owned();
+        let frozen = host.create().await;
+        let space = host.post(&format!("/v1/sandboxes/{frozen}/freeze"), &json!({})).await;
+        let space = space.json()["id"].as_str().unwrap().to_owned();
         let names = [
             ("{id}", &id),
+            ("{space}", &space),
             ("{parent}", &id),
             ("{winner}", &winner),
             ("{checkpoint}", &checkpoint),

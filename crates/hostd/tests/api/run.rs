@@ -2,6 +2,7 @@
 
 use crate::host::{records, settings};
 use podflare_hostd::app::RunError;
+use podflare_hostd::config::Settings;
 use podflare_hostd::network::Network;
 use podflare_hostd::vmm::fake::FakeVmm;
 use std::net::SocketAddr;
@@ -21,6 +22,10 @@ struct Daemon {
 
 impl Daemon {
     async fn start() -> Daemon {
+        Daemon::with(settings(&[])).await
+    }
+
+    async fn with(settings: Settings) -> Daemon {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let vmm = FakeVmm::default();
@@ -29,10 +34,10 @@ impl Daemon {
         let machines = Arc::new(vmm.clone());
         let running = tokio::spawn(podflare_hostd::run(
             listener,
-            settings(&[]),
+            settings.clone(),
             machines,
             Network::none(),
-            records(&settings(&[])),
+            records(&settings),
             shutdown,
         ));
         Daemon { address, vmm, stop, running }
@@ -108,6 +113,22 @@ async fn shutting_down_ends_every_machine_and_tells_running_executions() {
     assert!(rest.contains(r#""type":"exit","data":137"#), "{rest}");
     assert!(rest.ends_with("0\r\n\r\n"), "the answer is whole: {rest}");
     assert_eq!(vmm.alive(), 0);
+}
+
+#[tokio::test]
+async fn shutting_down_freezes_what_is_persistent_and_ends_the_rest() {
+    let folder = tempfile::tempdir().unwrap();
+    let rootfs = folder.path().join("rootfs");
+    std::fs::write(&rootfs, "an image").unwrap();
+    let [data, rootfs] = [folder.path(), &rootfs].map(|path| path.to_str().unwrap());
+    let daemon = Daemon::with(settings(&["--data-dir", data, "--rootfs", rootfs])).await;
+    daemon.create().await;
+    let mut lasting = daemon.request("POST /v1/sandboxes", r#"{"persistent": true}"#).await;
+    serde_json::from_str::<podflare_api::sandbox::SandboxCreated>(&read_answer(&mut lasting).await).unwrap();
+    let vmm = daemon.vmm.clone();
+    daemon.stop().await.unwrap();
+    assert_eq!(vmm.alive(), 0);
+    assert_eq!(std::fs::read_dir(folder.path().join("fake/spaces")).unwrap().count(), 1);
 }
 
 #[tokio::test]

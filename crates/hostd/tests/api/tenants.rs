@@ -72,6 +72,7 @@ async fn what_is_another_keys_is_as_if_it_were_not_there() {
             ("GET", checkpoint_path(""), None),
             ("POST", checkpoint_path("/fork"), Some(json!({}))),
             ("DELETE", checkpoint_path(""), None),
+            ("POST", sandbox("/freeze"), None),
         ]
     };
     let pairs = requests(&foreign, checkpoint).into_iter().zip(requests(unknown, no_checkpoint));
@@ -107,6 +108,52 @@ async fn what_has_ended_is_told_only_to_whose_it_was() {
     assert_eq!(shared.host.ask(one, "DELETE", &path, None).await.status, StatusCode::NO_CONTENT);
     assert!(shared.host.ask(one, "GET", &path, None).await.error().contains("it was deleted"));
     assert_eq!(shared.host.ask(other, "GET", &path, None).await.error(), "sandbox not found");
+}
+
+#[tokio::test]
+async fn a_space_is_there_for_its_key_and_the_operator_alone_also_after_the_host_was_killed() {
+    let mut shared = Shared::start("pro").await;
+    let [one, other] = shared.keys.clone();
+    let id = shared.sandbox(&one).await;
+    let frozen = shared.post(&one, &format!("/v1/sandboxes/{id}/freeze"), &json!({})).await;
+    assert_eq!(frozen.status, StatusCode::OK, "{}", frozen.body);
+    let space = frozen.json()["id"].as_str().unwrap().to_owned();
+    let unknown = "spc_00000000000000000000000000000000";
+    let of = |id: &str| {
+        let path = format!("/v1/spaces/{id}");
+        [
+            ("GET", path.clone(), None),
+            ("POST", format!("{path}/resume"), Some(json!({}))),
+            ("DELETE", path, None),
+        ]
+    };
+    for ((method, path, body), (_, unknown_path, _)) in of(&space).into_iter().zip(of(unknown)) {
+        let about_foreign = shared.host.ask(&other, method, &path, body.as_ref()).await;
+        let about_unknown = shared.host.ask(&other, method, &unknown_path, body.as_ref()).await;
+        assert_eq!((about_foreign.status, about_foreign.body), (about_unknown.status, about_unknown.body));
+    }
+    let listed = async |shared: &Shared, key: &str| {
+        let list = shared.host.ask(key, "GET", "/v1/spaces", None).await.json();
+        list["spaces"].as_array().unwrap().len()
+    };
+    assert_eq!(
+        (listed(&shared, &one).await, listed(&shared, &other).await, listed(&shared, ADMIN).await),
+        (1, 0, 1)
+    );
+    // The keys are in the store, which these hosts have in memory: only the operator's is the same.
+    shared.host = shared.host.start_again().await;
+    assert_eq!(listed(&shared, ADMIN).await, 1);
+}
+
+#[tokio::test]
+async fn a_tier_without_spaces_overlooks_that_a_sandbox_is_to_be_persistent() {
+    let shared = Shared::start("free").await;
+    let created = shared.create(&shared.keys[0], json!({ "persistent": true })).await.json();
+    assert_eq!(created["persistent"], json!(false));
+    let path = format!("/v1/sandboxes/{}/freeze", created["id"].as_str().unwrap());
+    let refused = shared.post(&shared.keys[0], &path, &json!({})).await;
+    assert_eq!(refused.status, StatusCode::TOO_MANY_REQUESTS);
+    assert!(refused.error().contains("may have 0 Spaces"), "{}", refused.body);
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
-//! Guest memory in a file, and back: long runs are mapped from the file, so that only what the guest touches is
-//! read; short ones are copied, because each mapping costs every fork of this process something, and the
-//! kernel allows no more than 65,530 (`vm.max_map_count`).
+//! Guest memory in a file, and back. A whole machine's is read. Of changes, long runs are mapped from the file,
+//! so that only what the guest touches is read; short ones are copied, because each mapping costs every fork of
+//! this process something, and the kernel allows no more than 65,530 (`vm.max_map_count`).
 
 use super::SavedError;
 use super::blocks::{BlocksReader, BlocksWriter, Kind, Run};
@@ -110,18 +110,26 @@ pub(super) fn check(memory: &GuestMemory, pages: &BlocksReader) -> Result<(), Sa
     }
 }
 
-/// Gives the memory the saved content. Says how many runs were mapped and how many pages copied. After an error
-/// memory is of no use.
+/// Gives empty memory the saved content, all of it at once: what many machines are copied from is to have no mappings
+/// that each of their forks would pay for. Says how many pages were copied.
+pub(super) fn fill(memory: &GuestMemory, pages: &BlocksReader) -> Result<u64, SavedError> {
+    let (mut copied_pages, mut buffer) = (0, Vec::new());
+    for (run, block) in pages.runs().filter(|(run, _)| run.kind == Kind::Data) {
+        copy(memory, run, pages, block, &mut buffer)?;
+        copied_pages += run.count;
+    }
+    Ok(copied_pages)
+}
+
+/// Gives the memory the saved content in place of what it has. Says how many runs were mapped and how many pages
+/// copied. After an error memory is of no use.
 pub(super) fn lay(
     memory: &GuestMemory,
     pages: &BlocksReader,
     mapped: &mut MappedPages,
 ) -> Result<(u32, u64), SavedError> {
-    let mut shortest = MAPPED_RUN_PAGES_MIN;
-    let data = || pages.runs().filter(|(run, _)| run.kind == Kind::Data);
-    while data().filter(|(run, _)| run.count >= shortest).count() > MAPPED_RUNS_MAX {
-        shortest *= 2;
-    }
+    let data = || pages.runs().map(|(run, _)| run).filter(|run| run.kind == Kind::Data);
+    let shortest = shortest_mapped(data().map(|run| run.count));
     let (mut mapped_runs, mut copied_pages) = (0, 0);
     let mut buffer = Vec::new();
     for (run, block) in pages.runs() {
@@ -137,8 +145,17 @@ pub(super) fn lay(
             }
         }
     }
-    mapped.extend(data().map(|(run, _)| run).filter(|run| run.count >= shortest).map(Run::range));
+    mapped.extend(data().filter(|run| run.count >= shortest).map(Run::range));
     Ok((mapped_runs, copied_pages))
+}
+
+/// The least length of runs that are mapped, so that there are not too many.
+fn shortest_mapped(lengths: impl Iterator<Item = u64> + Clone) -> u64 {
+    let mut shortest = MAPPED_RUN_PAGES_MIN;
+    while lengths.clone().filter(|&length| length >= shortest).count() > MAPPED_RUNS_MAX {
+        shortest *= 2;
+    }
+    shortest
 }
 
 fn map(memory: &GuestMemory, run: Run, pages: &BlocksReader, block: u64) -> Result<(), SavedError> {

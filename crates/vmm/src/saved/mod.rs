@@ -76,8 +76,6 @@ pub(crate) enum SavedError {
     NeedsNoBase,
     #[error("The files were saved against another machine than this one")]
     OtherBase,
-    #[error("The base is not one that the machine came from: its disk has what the machine never had")]
-    NotOfBase,
     #[error("The saved machine has {saved}, this one has {here}")]
     Size { saved: String, here: String },
     #[error("A machine of {vcpus} vCPUs, {memory_mib} MiB and a disk of {disk_bytes} bytes is not possible")]
@@ -112,9 +110,13 @@ impl SavedError {
             | SavedError::NeedsBase
             | SavedError::NeedsNoBase
             | SavedError::OtherBase
-            | SavedError::NotOfBase
-            | SavedError::Image { .. } => Fault::Foreign,
-            SavedError::Size { .. } | SavedError::Impossible { .. } => Fault::Size,
+            | SavedError::Image { .. }
+            | SavedError::Disk(DiskError::BaseTooLong { .. }) => Fault::Foreign,
+            SavedError::Size { .. }
+            | SavedError::Impossible { .. }
+            | SavedError::Disk(
+                DiskError::Shorter { .. } | DiskError::NotLarger { .. } | DiskError::Unaligned { .. },
+            ) => Fault::Size,
             SavedError::Processor(ProcessorError::TimeStampCounter { .. }) => Fault::TimeStampCounter,
             SavedError::Processor(_) => Fault::Processor,
             SavedError::File { .. }
@@ -146,6 +148,7 @@ pub(crate) fn save(
     if let Some(base) = &base {
         base.check_is_whole()?;
         base.state.check_same_size(body)?;
+        body.devices.with_disk(|disk| base.state.check_image(disk))?;
     }
     let (base_digest, base_memory, base_disk) = match base {
         Some(base) => (Some(base.digest), Some(base.memory), Some(base.disk)),
@@ -194,19 +197,18 @@ pub(crate) fn load(files: LoadFiles, check: Check) -> Result<(Frozen, Loaded), S
     let devices = Devices::new(&memory, disk);
     devices.restore(state.devices)?;
     platform.show(&state.processor);
-    let mut mapped_pages = MappedPages::default();
-    let (mapped_runs, copied_pages) = memory::lay(&memory, &pages, &mut mapped_pages)?;
+    let copied_pages = memory::fill(&memory, &pages)?;
     let body = Body {
         platform,
         memory,
-        mapped_pages,
+        mapped_pages: MappedPages::default(),
         devices: Arc::new(devices),
         vcpus: state.vcpus,
         memory_mib: state.memory_mib,
         huge_pages: state.huge_pages,
         hot_pages,
     };
-    let loaded = Loaded { mapped_runs, copied_pages, load_us: micros(loading) };
+    let loaded = Loaded { mapped_runs: 0, copied_pages, load_us: micros(loading) };
     Ok((Frozen { body, state: state.machine, origin: Some(digest) }, loaded))
 }
 

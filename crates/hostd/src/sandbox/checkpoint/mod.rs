@@ -19,6 +19,7 @@ use super::Lineage;
 use super::fork::Heritage;
 use super::state::{EndCause, Terms};
 use crate::network::egress::Egress;
+use crate::space::base::Origin;
 use crate::template::Shape;
 use crate::tenant::Tenant;
 use crate::vmm::Machine;
@@ -39,6 +40,7 @@ struct Shared {
     /// A plain mutex: it is held for a look or a change, never across an await.
     sandbox: Mutex<SandboxId>,
     shape: Arc<Shape>,
+    origin: Arc<Origin>,
     generation: u32,
     /// The sandbox's, as they were. The checkpoint may live as long.
     terms: Terms,
@@ -99,6 +101,8 @@ impl Checkpoint {
     pub(super) fn heritage(&self) -> Heritage {
         let lineage = Lineage {
             shape: self.0.shape.clone(),
+            origin: self.0.origin.clone(),
+            space: None,
             parent: Some(self.sandbox().clone()),
             checkpoint: Some(self.0.id.clone()),
             generation: self.0.generation + 1,

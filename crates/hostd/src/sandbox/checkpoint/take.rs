@@ -88,6 +88,7 @@ async fn take_of(
             machine: twin.copy,
             sandbox: Mutex::new(identity.id.clone()),
             shape: source.shape().clone(),
+            origin: source.lineage().origin.clone(),
             generation: source.lineage().generation,
             terms: identity.terms,
             egress: source.egress(),

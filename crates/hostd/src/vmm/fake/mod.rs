@@ -6,11 +6,13 @@
 
 mod agent;
 mod files;
+mod saved;
 mod terminals;
 
 use crate::pool::policy::Memory;
 use crate::vmm::{
-    BootSpec, Ending, Fork, ForkTimes, GuestStream, Machine, Pending, ThawTimes, Vmm, VmmError,
+    BootSpec, Ending, Fork, ForkTimes, GuestStream, LoadSpec, Machine, Pending, SavedFiles, ThawTimes, Vmm,
+    VmmError,
 };
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, ready};
@@ -67,6 +69,7 @@ struct World {
     clocks_set: AtomicU32,
     pauses: AtomicU32,
     refuses_growth: AtomicBool,
+    saved: saved::Saved,
     memory: Mutex<Option<Memory>>,
 }
 
@@ -168,6 +171,16 @@ impl FakeVmm {
         self.0.refuses_growth.store(true, Ordering::SeqCst);
     }
 
+    /// From now on machines take so long to save.
+    pub fn set_saving_time(&self, time: Duration) {
+        store_ms(&self.0.saved.time_ms, time);
+    }
+
+    /// The next so many machines that are to be saved find the disk full.
+    pub fn fill_disk_in_saves(&self, count: u32) {
+        self.0.saved.saves_to_fail.store(count, Ordering::SeqCst);
+    }
+
     /// From now on the host has so much memory. Before, nobody knows how much.
     pub fn set_memory(&self, memory: Memory) {
         *lock(&self.0.memory) = Some(memory);
@@ -221,6 +234,13 @@ impl Vmm for FakeVmm {
             Ok(())
         };
         Ok((Arc::new(machine), booted.boxed()))
+    }
+
+    fn load(&self, load: &LoadSpec) -> Result<(Arc<dyn Machine>, Pending<()>), VmmError> {
+        let loaded = self.0.saved.find(&load.files);
+        let guest = loaded.as_ref().map_or_else(|_| Guest::default(), Clone::clone);
+        let machine = FakeMachine::new(self.0.clone(), State::Frozen, guest);
+        Ok((Arc::new(machine), ready(loaded.map(drop)).boxed()))
     }
 
     fn memory(&self) -> Option<Memory> {
@@ -467,6 +487,25 @@ impl Machine for FakeMachine {
             self.core.cut_connections();
         }
         ready(frozen).boxed()
+    }
+
+    fn save(&self, files: &SavedFiles, base: Option<&SavedFiles>) -> Pending<()> {
+        let core = self.core.clone();
+        let saved = match *core.state.borrow() {
+            State::Frozen => core.world.saved.keep(files, base, core.guest().clone()),
+            State::Running => Err(VmmError::Refused { reason: "the machine runs".to_owned() }),
+            State::Ended(_) => Err(VmmError::Ended),
+        };
+        async move {
+            take_time(&core.world.saved.time_ms).await;
+            saved
+        }
+        .boxed()
+    }
+
+    fn overlay(&self, files: &SavedFiles) -> Pending<()> {
+        let found = self.core.world.saved.find(files).map(|guest| *self.core.guest() = guest);
+        ready(found).boxed()
     }
 
     fn connect(&self, port: u32) -> Result<Box<dyn GuestStream>, VmmError> {

@@ -12,14 +12,15 @@ mod memory;
 use crate::pool::policy::Memory;
 use crate::printable::printable;
 use crate::vmm::{
-    BootSpec, Ending, Fork, ForkTimes, GuestStream, Machine, Pending, ThawTimes, Vmm, VmmError,
+    BootSpec, Ending, Fork, ForkTimes, GuestStream, LoadSpec, Machine, Pending, SavedFiles, ThawTimes,
+    Unusable, Vmm, VmmError,
 };
 use child::Child;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, ready};
 use link::{Link, Parting};
 use podflare_channel::{Channel, ChannelError};
-use podflare_wire::control::{Command, PageRun, Reply};
+use podflare_wire::control::{Check, Command, Extent, PageRun, Reply};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
@@ -108,6 +109,18 @@ impl Vmm for ProcessVmm {
         Ok((Arc::new(machine), booted))
     }
 
+    fn load(&self, load: &LoadSpec) -> Result<(Arc<dyn Machine>, Pending<()>), VmmError> {
+        let rootfs = open_file(&load.rootfs)?;
+        let layer = layer::create(&self.home.state_dir)?;
+        let machine = self.start()?;
+        let [state, memory, disk] = load.files.descriptors();
+        let descriptors = [state, memory, disk, rootfs.as_fd(), layer.as_fd()];
+        let loaded = machine.ask(&Command::Load(Check::Index), &descriptors, |reply, _| {
+            matches!(reply, Reply::Loaded(_)).then_some(())
+        });
+        Ok((Arc::new(machine), loaded))
+    }
+
     fn memory(&self) -> Option<Memory> {
         memory::memory()
     }
@@ -183,6 +196,9 @@ impl ProcessMachine {
         let answer = Box::new(move |reply, descriptors| {
             let answer = match reply {
                 Reply::Refused { reason } => Err(VmmError::Refused { reason: printable(&reason) }),
+                Reply::Unusable { fault, reason } => {
+                    Err(Unusable { fault, reason: printable(&reason) }.into())
+                }
                 reply => take(reply, descriptors).ok_or(VmmError::WrongReply),
             };
             // Whoever asked may have gone.
@@ -251,6 +267,21 @@ impl Machine for ProcessMachine {
 
     fn freeze(&self) -> Pending<()> {
         self.ask(&Command::Freeze, &[], |reply, _| matches!(reply, Reply::Frozen { .. }).then_some(()))
+    }
+
+    fn save(&self, files: &SavedFiles, base: Option<&SavedFiles>) -> Pending<()> {
+        let extent = if base.is_some() { Extent::Changes } else { Extent::Whole };
+        let mut descriptors = files.descriptors().to_vec();
+        descriptors.extend(base.iter().flat_map(|base| base.descriptors()));
+        self.ask(&Command::Save(extent), &descriptors, |reply, _| {
+            matches!(reply, Reply::Saved(_)).then_some(())
+        })
+    }
+
+    fn overlay(&self, files: &SavedFiles) -> Pending<()> {
+        self.ask(&Command::Overlay(Check::Index), &files.descriptors(), |reply, _| {
+            matches!(reply, Reply::Overlaid(_)).then_some(())
+        })
     }
 
     fn connect(&self, port: u32) -> Result<Box<dyn GuestStream>, VmmError> {
