@@ -1,6 +1,7 @@
 //! Where the programs and the guest image are: the runner of the tests says so in the environment.
 
 use std::path::PathBuf;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// A program of this project.
 pub fn program(name: &str) -> PathBuf {
@@ -27,4 +28,11 @@ fn directory(name: &str) -> PathBuf {
 #[expect(clippy::disallowed_methods, reason = "the one reader of the tests' settings")]
 fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok()
+}
+
+/// Where a test's random choices begin: `PODFLARE_TEST_SEED`, or the time.
+#[expect(clippy::unwrap_used, reason = "the first thing that goes wrong must fail the test")]
+pub fn seed() -> u64 {
+    let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    variable("PODFLARE_TEST_SEED").map_or_else(now, |seed| seed.parse().unwrap())
 }

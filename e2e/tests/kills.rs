@@ -1,15 +1,14 @@
 //! A host that is killed at random moments loses no Space. `make soak` does it for hours.
 
 use podflare_e2e::kills::{Kills, Tally};
-use std::time::{SystemTime, UNIX_EPOCH};
+use podflare_e2e::place;
 
 const ROUNDS: u32 = 12;
 
 #[test]
 #[expect(clippy::print_stdout, reason = "who repeats a failure needs the seed")]
 fn a_host_that_is_killed_at_random_moments_loses_no_space_and_leaves_nothing_behind() {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock").as_secs();
-    let seed = std::env::var("PODFLARE_TEST_SEED").map_or(now, |seed| seed.parse().expect("a number"));
+    let seed = place::seed();
     println!("{ROUNDS} rounds with PODFLARE_TEST_SEED={seed}");
     let mut kills = Kills::start(seed);
     let mut tally = Tally::default();

@@ -2,7 +2,8 @@
 //! repeat a run.
 
 use podflare_e2e::kills::{Kills, Tally};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use podflare_e2e::place;
+use std::time::Instant;
 
 const ROUNDS: u32 = 300;
 const PROGRESS_EVERY: u32 = 10;
@@ -10,8 +11,7 @@ const PROGRESS_EVERY: u32 = 10;
 #[expect(clippy::print_stdout, reason = "the report is this program's output")]
 fn main() {
     let wanted = std::env::args().nth(1).map_or(ROUNDS, |text| text.parse().expect("a number"));
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock").as_secs();
-    let seed = std::env::var("PODFLARE_TEST_SEED").map_or(now, |seed| seed.parse().expect("a number"));
+    let seed = place::seed();
     println!("{wanted} rounds with PODFLARE_TEST_SEED={seed}");
     let start = Instant::now();
     let mut kills = Kills::start(seed);

@@ -161,7 +161,8 @@ mod tests {
     #[test]
     fn a_manifest_that_is_too_long_is_not_read() {
         let (_dir, folders) = folders();
-        folders.begin("one").unwrap().publish(&"x".repeat(MANIFEST_LEN_MAX as usize)).unwrap();
+        let len = usize::try_from(MANIFEST_LEN_MAX).unwrap();
+        folders.begin("one").unwrap().publish(&"x".repeat(len)).unwrap();
         assert!(folders.manifest::<String>("one").is_err());
     }
 }

@@ -6,6 +6,7 @@ use futures_util::future::join_all;
 use serde_json::{Value, json};
 use std::fs;
 use std::path::Path;
+use std::slice;
 use std::time::Duration;
 
 const UNKNOWN: &str = "spc_00000000000000000000000000000000";
@@ -92,7 +93,7 @@ async fn a_space_is_resumed_once() {
     let host = Host::start(&[]).await;
     let sandbox = sandbox_with(&host, &json!({}), "one").await;
     let space = frozen(&host, &sandbox).await;
-    assert_eq!(spaces(&host).await, [space.clone()]);
+    assert_eq!(spaces(&host).await, slice::from_ref(&space));
     let resumed = resumed(&host, &space, &json!({})).await;
     assert!(spaces(&host).await.is_empty());
     for answer in [resume(&host, &space, &json!({})).await, host.get(&format!("/v1/spaces/{space}")).await] {
@@ -117,7 +118,7 @@ async fn a_space_that_is_kept_is_resumed_by_many_at_once_and_again() {
             host.delete(id).await;
         }
     }
-    assert_eq!(spaces(&host).await, [space.clone()]);
+    assert_eq!(spaces(&host).await, slice::from_ref(&space));
     host.delete_at(&format!("/v1/spaces/{space}")).await;
     assert!(names(&host.spaces_folder()).is_empty());
 }
@@ -234,12 +235,12 @@ async fn a_host_that_was_killed_finds_its_spaces_and_removes_what_was_half_writt
     let folder = host.spaces_folder();
     fs::create_dir(folder.join(".new-spc_11111111111111111111111111111111")).unwrap();
     let host = host.start_again().await;
-    assert_eq!(spaces(&host).await, [space.clone()]);
-    assert_eq!(names(&folder), [space.clone()]);
+    assert_eq!(spaces(&host).await, slice::from_ref(&space));
+    assert_eq!(names(&folder), slice::from_ref(&space));
     assert_eq!(host.text(&resumed(&host, &space, &json!({})).await, "get x").await, "survives");
     // And the one after that finds it again, since its sandbox is lost.
     let host = host.start_again().await;
-    assert_eq!(spaces(&host).await, [space.clone()]);
+    assert_eq!(spaces(&host).await, slice::from_ref(&space));
     assert_eq!(host.text(&resumed(&host, &space, &json!({})).await, "get x").await, "survives");
 }
 
@@ -296,7 +297,7 @@ async fn what_cannot_be_resumed_here_says_why_and_stays() {
     fs::write(folder.join("state"), [0xff; 8]).unwrap();
     let answer = resume(&host, &space, &json!({})).await;
     assert_eq!(answer.status, StatusCode::CONFLICT, "{}", answer.body);
-    assert_eq!(spaces(&host).await, [space.clone()]);
+    assert_eq!(spaces(&host).await, slice::from_ref(&space));
     fs::write(folder.join("state"), damaged).unwrap();
 
     let manifest = folder.join("manifest.json");
