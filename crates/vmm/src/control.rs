@@ -168,14 +168,21 @@ fn load_empty(check: Check, descriptors: Vec<OwnedFd>) -> Next {
 
 fn save_frozen(mut frozen: Box<Frozen>, extent: Extent, descriptors: Vec<OwnedFd>) -> Next {
     let opened = match extent {
-        Extent::Whole => files(descriptors).map(|[state, memory, disk]| (Files { state, memory, disk }, None)),
-        Extent::Changes => files(descriptors).map(|[state, memory, disk, base_state, base_memory, base_disk]| {
-            let base = Files { state: base_state, memory: base_memory, disk: base_disk };
-            (Files { state, memory, disk }, Some(base))
-        }),
+        Extent::Whole => {
+            files(descriptors).map(|[state, memory, disk]| (Files { state, memory, disk }, None))
+        }
+        Extent::Changes => {
+            files(descriptors).map(|[state, memory, disk, base_state, base_memory, base_disk]| {
+                let base = Files { state: base_state, memory: base_memory, disk: base_disk };
+                (Files { state, memory, disk }, Some(base))
+            })
+        }
     };
     let Ok((files, base)) = opened else {
-        return refuse(Phase::Frozen(frozen), "a save needs state, memory and disk, and a base as many again");
+        return refuse(
+            Phase::Frozen(frozen),
+            "a save needs state, memory and disk, and a base as many again",
+        );
     };
     let reply = match saved::save(&mut frozen, files, base) {
         Ok(saved) => Reply::Saved(saved),

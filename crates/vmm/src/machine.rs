@@ -401,9 +401,7 @@ impl Frozen {
         match Running::start(body, vm, control) {
             Ok(running) => Ok((running, Thawed { build_us, restore_us: micros(restoring), prefault_us })),
             // Its queues have been served.
-            Err((body, error)) => {
-                Err((Box::new(Frozen { body: *body, state, origin: None }), error.into()))
-            }
+            Err((body, error)) => Err((Box::new(Frozen { body: *body, state, origin: None }), error.into())),
         }
     }
 

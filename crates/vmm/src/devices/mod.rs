@@ -15,7 +15,6 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use virtio::{Queue, Served};
 use virtio::balloon::Balloon;
 use virtio::block::Block;
 use virtio::block::disk::{Disk, DiskError};
@@ -25,6 +24,7 @@ use virtio::net::Net;
 use virtio::rng::Rng;
 use virtio::vsock::state::VsockState;
 use virtio::vsock::{ConnectError, Vsock};
+use virtio::{Queue, Served};
 use vmm_sys_util::epoll::{Epoll, EventSet};
 
 #[derive(Debug)]

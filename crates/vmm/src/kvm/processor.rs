@@ -185,10 +185,7 @@ mod tests {
         let near = Processor { tsc_khz: HERE.khz + 500, ..saved() };
         assert_eq!(check(&near), Ok(()));
         let far = Processor { tsc_khz: 3_000_000, ..saved() };
-        assert_eq!(
-            check(&far),
-            Err(ProcessorError::TimeStampCounter { saved: 3_000_000, here: 2_500_000 })
-        );
+        assert_eq!(check(&far), Err(ProcessorError::TimeStampCounter { saved: 3_000_000, here: 2_500_000 }));
         let scaling = TimeStampCounter { scales: true, ..HERE };
         assert_eq!(far.check(&CpuId::from_entries(&leaves()).unwrap(), scaling), Ok(()));
     }

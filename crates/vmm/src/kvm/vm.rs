@@ -5,9 +5,9 @@ use super::processor::{Processor, ProcessorError, TimeStampCounter, is_near};
 use crate::layout;
 use crate::memory::GuestMemory;
 use kvm_bindings::{
-    CpuId, KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_TSC_CONTROL, KVM_CAP_X86_DISABLE_EXITS, KVM_CAP_X86_TRIPLE_FAULT_EVENT,
-    KVM_MAX_CPUID_ENTRIES, KVM_MAX_MSR_ENTRIES, KVM_X86_DISABLE_EXITS_HLT, Msrs, kvm_enable_cap,
-    kvm_msr_entry, kvm_userspace_memory_region,
+    CpuId, KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_TSC_CONTROL, KVM_CAP_X86_DISABLE_EXITS,
+    KVM_CAP_X86_TRIPLE_FAULT_EVENT, KVM_MAX_CPUID_ENTRIES, KVM_MAX_MSR_ENTRIES, KVM_X86_DISABLE_EXITS_HLT,
+    Msrs, kvm_enable_cap, kvm_msr_entry, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -130,8 +130,11 @@ impl Platform {
                 vcpu.set_cpuid2(&cpuid::for_vcpu(&self.cpuid, index, vcpus))
                     .map_err(|source| KvmError::Cpuid { index, source })?;
                 if let Some(khz) = self.scaled_tsc_khz() {
-                    vcpu.set_tsc_khz(khz)
-                        .map_err(|source| KvmError::TimeStampCounter { index, khz, source })?;
+                    vcpu.set_tsc_khz(khz).map_err(|source| KvmError::TimeStampCounter {
+                        index,
+                        khz,
+                        source,
+                    })?;
                 }
                 Ok(vcpu)
             })

@@ -50,12 +50,7 @@ pub(super) struct BlocksWriter {
 }
 
 impl BlocksWriter {
-    pub(super) fn new(
-        file: File,
-        part: Part,
-        end: u64,
-        base: Option<BlocksReader>,
-    ) -> BlocksWriter {
+    pub(super) fn new(file: File, part: Part, end: u64, base: Option<BlocksReader>) -> BlocksWriter {
         BlocksWriter {
             writer: PartWriter::new(file, part),
             index: Index { end, runs: Vec::new() },
@@ -96,12 +91,9 @@ impl BlocksWriter {
         Ok(())
     }
 
-    /// The blocks were never written. So they cannot have been in the base.
-    pub(super) fn leave(&mut self, blocks: Range<u64>) -> Result<(), SavedError> {
-        match self.base.as_mut().is_some_and(|base| base.has_any(blocks)) {
-            true => Err(SavedError::NotOfBase),
-            false => Ok(()),
-        }
+    /// Whether the block is in a run of the base. Blocks are asked for in ascending order, too.
+    pub(super) fn base_has(&mut self, block: u64) -> bool {
+        self.base.as_mut().is_some_and(|base| base.run_of(block).is_some())
     }
 
     pub(super) fn finish(self) -> Result<Written, SavedError> {
@@ -158,7 +150,7 @@ impl BlocksReader {
     }
 
     /// Each run, and for one with data the number of its first block in the data.
-    pub(super) fn runs(&self) -> impl Iterator<Item = (Run, u64)> {
+    pub(super) fn runs(&self) -> impl Iterator<Item = (Run, u64)> + Clone {
         self.index.runs.iter().scan(0, |data, &run| {
             let at = *data;
             if run.kind == Kind::Data {
@@ -209,12 +201,12 @@ impl Cursor {
         Cursor { base, next: 0, data: 0, chunk: None }
     }
 
-    /// The first run that does not end before a block.
-    fn seek(&mut self, block: u64) -> Option<Run> {
+    /// The run that a block is in.
+    fn run_of(&mut self, block: u64) -> Option<Run> {
         loop {
             let run = *self.base.index.runs.get(self.next)?;
             if run.range().end > block {
-                return Some(run);
+                return (run.first <= block).then_some(run);
             }
             self.next += 1;
             if run.kind == Kind::Data {
@@ -223,12 +215,8 @@ impl Cursor {
         }
     }
 
-    fn has_any(&mut self, blocks: Range<u64>) -> bool {
-        self.seek(blocks.start).is_some_and(|run| run.first < blocks.end)
-    }
-
     fn get(&mut self, block: u64) -> Result<Stored<'_>, SavedError> {
-        let Some(run) = self.seek(block).filter(|run| run.first <= block) else { return Ok(Stored::Nothing) };
+        let Some(run) = self.run_of(block) else { return Ok(Stored::Nothing) };
         if run.kind == Kind::Zeros {
             return Ok(Stored::Zeros);
         }

@@ -137,11 +137,7 @@ pub(crate) enum NotOverlaid {
 }
 
 /// Writes the machine: whole, or what differs from a base that was saved whole.
-pub(crate) fn save(
-    frozen: &mut Frozen,
-    files: Files,
-    base: Option<Files>,
-) -> Result<Saved, SavedError> {
+pub(crate) fn save(frozen: &mut Frozen, files: Files, base: Option<Files>) -> Result<Saved, SavedError> {
     let saving = Instant::now();
     let Frozen { body, state, .. } = &*frozen;
     let base = base.map(Opened::of).transpose()?;

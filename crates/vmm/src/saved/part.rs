@@ -293,3 +293,7 @@ fn digest_of(header: &[u8; HEADER_LEN], index: &[u8]) -> Digest {
 pub(super) fn byte_len(len: usize) -> u64 {
     u64::try_from(len).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+#[path = "part_tests.rs"]
+mod tests;

@@ -171,7 +171,8 @@ impl Disk {
                 if let Some(freed) = self.forget(block) {
                     self.punch(&(freed..freed + 1));
                 }
-                let place = in_file.map_or(Place::Zero, |first| Place::Layer { layer: slot, block: first + index });
+                let place =
+                    in_file.map_or(Place::Zero, |first| Place::Layer { layer: slot, block: first + index });
                 self.map.set(block, place);
                 blocks += u64::from(in_file.is_some());
             }

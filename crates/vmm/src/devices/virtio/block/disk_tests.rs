@@ -22,14 +22,14 @@ impl Disk {
         }
     }
 
-    fn fork(&mut self) -> Disk {
+    pub(crate) fn fork(&mut self) -> Disk {
         self.seal().unwrap();
         let mut copy = self.copy();
         copy.adopt_layer(tempfile::tempfile().unwrap()).unwrap();
         copy
     }
 
-    fn content(&self) -> Vec<u8> {
+    pub(crate) fn content(&self) -> Vec<u8> {
         let mut content = vec![0xee; usize::try_from(self.bytes).unwrap()];
         self.read_at(0, &mut content).unwrap();
         content

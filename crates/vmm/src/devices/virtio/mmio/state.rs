@@ -161,6 +161,7 @@ mod tests {
         assert_eq!(other.state(), state);
         driver.transport = other;
         assert_eq!(driver.used(0), Some((0, 64)));
+        assert_eq!(driver.used(0), None);
         let part = driver.writable(32);
         driver.offer(0, &[part]);
         assert!(driver.notify(0));
