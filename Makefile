@@ -47,7 +47,8 @@ test-units: setup ## Run the tests that need no virtual machine
 	else echo "Not run here, where /dev/kvm does not open: the tests of test-tiny. test-vms runs them in the emulated host."; fi
 
 test-tiny: build ## Run the tests of the VMM with a tiny guest on this machine's own KVM
-	PODFLARE_BIN_DIR='$(CURDIR)/$(BIN)' cargo test --release -p podflare-e2e --test tiny_guest
+	PODFLARE_BIN_DIR='$(CURDIR)/$(BIN)' cargo test --release -p podflare-e2e \
+		--test tiny_guest --test tiny_save
 
 test-vms: build ## Run the tests on virtual machines, natively or in an emulated host
 	RUST_TEST_THREADS=1 CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER=$(BIN)/host-run \
