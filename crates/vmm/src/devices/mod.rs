@@ -307,3 +307,6 @@ fn serial_register(port: u16) -> Option<u8> {
 fn lock<T>(device: &Mutex<T>) -> MutexGuard<'_, T> {
     device.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests;

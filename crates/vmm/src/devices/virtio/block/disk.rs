@@ -31,6 +31,10 @@
 //! content goes through a slice, at the price of a copy, and not straight into guest memory: positioned
 //! access to volatile memory would take unsafe code.
 
+mod saved;
+
+pub(crate) use saved::Extent;
+
 use super::allocator::Allocator;
 use super::map::{BLOCK_LEN, BlockMap, Place};
 use podflare_wire::limits::DISK_GIB_MAX;
@@ -65,15 +69,6 @@ pub(crate) enum DiskError {
     Saved(#[source] io::Error),
     #[error("The disk already reads {LAYERS_MAX} layers, the most it can; fork from an earlier generation")]
     TooManyLayers,
-}
-
-/// What is in blocks that follow each other.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Extent {
-    /// What the base image has: they have never been written.
-    Untouched,
-    Zeros,
-    Written,
 }
 
 /// See the module's own words.
@@ -133,60 +128,6 @@ impl Disk {
         self.bytes / BLOCK_LEN
     }
 
-    /// What is in a block, and in how many from it on, of at most `len` bytes.
-    pub(crate) fn extent(&self, block: u64, len: usize) -> (Extent, u64) {
-        let left = usize::try_from(self.bytes - block * BLOCK_LEN).unwrap_or(len);
-        let (place, len) = self.run(block * BLOCK_LEN, len.min(left));
-        let extent = match place {
-            Place::Base => Extent::Untouched,
-            Place::Zero => Extent::Zeros,
-            Place::Layer { .. } => Extent::Written,
-        };
-        (extent, byte_len(len) / BLOCK_LEN)
-    }
-
-    pub(crate) fn read_blocks(&self, block: u64, buffer: &mut [u8]) -> io::Result<()> {
-        self.read_at(block * BLOCK_LEN, buffer)
-    }
-
-    /// Whether there is room for what [`Disk::lay_over`] adds to a disk that becomes as long as this.
-    pub(crate) fn check_lay_over(&self, bytes: u64) -> Result<(), DiskError> {
-        if bytes < self.bytes {
-            return Err(DiskError::Shorter { old: self.bytes, bytes });
-        }
-        self.slot_of_ancestor().map(drop)
-    }
-
-    /// Has blocks read from where they are in a file, which is never written again, or as zeros. The ranges are on the
-    /// disk.
-    pub(crate) fn lay_over(
-        &mut self,
-        file: File,
-        ranges: impl Iterator<Item = (Range<u64>, Option<u64>)>,
-    ) -> Result<(), DiskError> {
-        let slot = self.slot_of_ancestor()?;
-        let mut blocks = 0;
-        for (range, in_file) in ranges {
-            for (index, block) in (0..).zip(range) {
-                if let Some(freed) = self.forget(block) {
-                    self.punch(&(freed..freed + 1));
-                }
-                let place =
-                    in_file.map_or(Place::Zero, |first| Place::Layer { layer: slot, block: first + index });
-                self.map.set(block, place);
-                blocks += u64::from(in_file.is_some());
-            }
-        }
-        if blocks > 0 {
-            let layer = Some(Layer { file, blocks });
-            match self.layers.get_mut(usize::from(slot)) {
-                Some(vacant) => *vacant = layer,
-                None => self.layers.push(layer),
-            }
-        }
-        Ok(())
-    }
-
     /// Makes the disk longer; what is new reads as zeros. A disk of the same length stays as it is.
     pub(crate) fn grow(&mut self, bytes: u64) -> Result<(), DiskError> {
         if !bytes.is_multiple_of(BLOCK_LEN) {
@@ -231,15 +172,6 @@ impl Disk {
     fn slot_of_next_layer(&self) -> Result<u16, DiskError> {
         let is_unused = |slot: &Option<Layer>| slot.as_ref().is_none_or(|layer| layer.blocks == 0);
         let slot = self.layers.iter().position(is_unused).unwrap_or(self.layers.len());
-        match u16::try_from(slot) {
-            Ok(slot) if usize::from(slot) < LAYERS_MAX => Ok(slot),
-            _ => Err(DiskError::TooManyLayers),
-        }
-    }
-
-    /// The first slot without a layer.
-    fn slot_of_ancestor(&self) -> Result<u16, DiskError> {
-        let slot = self.layers.iter().position(Option::is_none).unwrap_or(self.layers.len());
         match u16::try_from(slot) {
             Ok(slot) if usize::from(slot) < LAYERS_MAX => Ok(slot),
             _ => Err(DiskError::TooManyLayers),

@@ -1,13 +1,14 @@
 //! Disks that fork, against plain copies of their content.
 
+use super::saved::tests::{Laid, any_laid, lay_over};
 use super::*;
 use proptest::prelude::*;
 use rustix::fs::{MemfdFlags, memfd_create};
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 
-const BLOCKS: u64 = 24;
-const DISK_LEN: u64 = BLOCKS * BLOCK_LEN;
+pub(super) const BLOCKS: u64 = 24;
+pub(super) const DISK_LEN: u64 = BLOCKS * BLOCK_LEN;
 
 impl Disk {
     /// What fork(2) does: the same memory, and descriptors of the same open files.
@@ -42,13 +43,13 @@ impl Disk {
 }
 
 /// A disk, and the content that it must have.
-struct Pair {
-    disk: Disk,
-    model: Vec<u8>,
+pub(super) struct Pair {
+    pub(super) disk: Disk,
+    pub(super) model: Vec<u8>,
 }
 
 /// The base ends within a block, and before the disk does.
-fn new_pair() -> Pair {
+pub(super) fn new_pair() -> Pair {
     let content: Vec<u8> = (1..=249).cycle().take(10 * 4096 + 1000).collect();
     let mut base = tempfile::tempfile().unwrap();
     base.write_all(&content).unwrap();
@@ -59,10 +60,11 @@ fn new_pair() -> Pair {
 }
 
 #[derive(Debug, Clone)]
-enum Step {
+pub(super) enum Step {
     Write { offset: u64, len: u64, byte: u8 },
     Discard { offset: u64, len: u64 },
     WriteZeroes { offset: u64, len: u64 },
+    LayOver(Vec<Laid>),
     Fork,
     End,
 }
@@ -75,12 +77,13 @@ fn any_range() -> impl Strategy<Value = (u64, u64)> {
     prop_oneof![bytes, blocks]
 }
 
-fn any_step() -> impl Strategy<Value = Step> {
+pub(super) fn any_step() -> impl Strategy<Value = Step> {
     prop_oneof![
         6 => (any_range(), 1..=255_u8)
             .prop_map(|((offset, len), byte)| Step::Write { offset, len, byte }),
         2 => any_range().prop_map(|(offset, len)| Step::Discard { offset, len }),
         1 => any_range().prop_map(|(offset, len)| Step::WriteZeroes { offset, len }),
+        1 => any_laid().prop_map(Step::LayOver),
         2 => Just(Step::Fork),
         1 => Just(Step::End),
     ]
@@ -90,7 +93,7 @@ fn range_of(offset: u64, len: u64) -> Range<usize> {
     usize::try_from(offset).unwrap()..usize::try_from(offset + len).unwrap()
 }
 
-fn apply(pairs: &mut Vec<Pair>, which: usize, step: &Step) {
+pub(super) fn apply(pairs: &mut Vec<Pair>, which: usize, step: &Step) {
     let Pair { disk, model } = &mut pairs[which];
     match *step {
         Step::Write { offset, len, byte } => {
@@ -109,6 +112,7 @@ fn apply(pairs: &mut Vec<Pair>, which: usize, step: &Step) {
             disk.write_zeroes(offset, len).unwrap();
             model[range_of(offset, len)].fill(0);
         }
+        Step::LayOver(ref laid) => lay_over(disk, model, laid),
         Step::Fork => {
             let copy = Pair { disk: disk.fork(), model: model.clone() };
             pairs.push(copy);

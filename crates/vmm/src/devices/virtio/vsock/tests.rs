@@ -1,5 +1,7 @@
 //! The socket device between a guest's driver and host streams.
 
+mod saved;
+
 use super::super::test_driver::{Driver, NEEDS_RESET, Part, any_descriptor, pattern};
 use super::connection::BACKLOG_LEN_MAX;
 use super::packet::{SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
