@@ -176,13 +176,21 @@ def test_a_client_lists_and_looks_at_sandboxes(host: ScriptedHost, client: Clien
     assert client.sandbox_info(SANDBOX_ID)["generation"] == 2
 
 
-def test_a_sandbox_tells_what_it_was_given_and_how_it_is(host: ScriptedHost, client: Client) -> None:
-    created = {"id": SANDBOX_ID, "state": "ready", "ram_mib": 1024, "persistent": False, "egress": False}
-    host.on("POST", "/v1/sandboxes", httpx.Response(200, json=created))
-    view = {"id": SANDBOX_ID, "state": "ready", "ram_mib": 1024, "executions": 3}
+def test_a_sandbox_tells_what_it_has_and_how_it_is(host: ScriptedHost, client: Client) -> None:
+    view = {"id": SANDBOX_ID, "state": "ready", "ram_mib": 1024, "persistent": False, "executions": 3}
     host.on("GET", f"/v1/sandboxes/{SANDBOX_ID}", httpx.Response(200, json=view))
-    sandbox = Sandbox(client=client, persistent=True, egress=True)
-    assert sandbox.info() == {**created, "executions": 3}
+    assert Sandbox(client=client, persistent=True).info() == view
+
+
+def test_a_sandbox_is_given_more_time_and_tells_what_it_has_then(
+    host: ScriptedHost, sandbox: Sandbox
+) -> None:
+    view = {"id": SANDBOX_ID, "timeout_seconds": 700, "persistent": True}
+    host.on("PATCH", f"/v1/sandboxes/{SANDBOX_ID}", httpx.Response(200, json=view))
+    assert sandbox.extend(timeout_seconds=600) == view
+    assert host.body() == {"timeout_seconds": 600}
+    sandbox.extend(idle_timeout_seconds=5, persistent=False)
+    assert host.body() == {"idle_timeout_seconds": 5, "persistent": False}
 
 
 @pytest.mark.parametrize(

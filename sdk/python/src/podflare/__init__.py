@@ -25,11 +25,13 @@ from podflare._errors import (
     PtyError,
     PtyNotFoundError,
     SandboxNotFoundError,
+    SpaceNotFoundError,
     UnauthorizedError,
 )
 from podflare._files import Files
 from podflare._pty import PtyHandle, PtyNamespace, PtySessionInfo
 from podflare._sandbox import PartialFork, Sandbox
+from podflare._space import Space
 from podflare._types import (
     CheckpointInfo,
     Egress,
@@ -44,6 +46,7 @@ from podflare._types import (
     NetworkInfo,
     PtyChunk,
     SandboxInfo,
+    SpaceInfo,
     TemplateInfo,
     TemplateSize,
 )
@@ -86,6 +89,9 @@ __all__ = [
     "Sandbox",
     "SandboxInfo",
     "SandboxNotFoundError",
+    "Space",
+    "SpaceInfo",
+    "SpaceNotFoundError",
     "TemplateInfo",
     "TemplateSize",
     "UnauthorizedError",

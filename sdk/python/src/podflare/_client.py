@@ -31,6 +31,7 @@ from podflare._types import (
     PtyChunk,
     RemotePath,
     SandboxInfo,
+    SpaceInfo,
     TemplateInfo,
     encoded,
     exec_body,
@@ -42,6 +43,8 @@ DEFAULT_HOST = "http://127.0.0.1:7070"
 _CONNECT_TIMEOUT_SECONDS = 5.0
 # A host may have to build or boot something before it answers one of these.
 _SLOW_TIMEOUT_SECONDS = 120.0
+# A freeze writes for ten minutes at most, after others, and after what all of its template have in common.
+_FREEZE_TIMEOUT_SECONDS = 900.0
 _EXCERPT_LEN = 200
 _GUEST_TIMING = re.compile(r"\bguest;dur=(\d+(?:\.\d+)?)")
 _KEEPALIVE = httpx.Limits(max_connections=None, max_keepalive_connections=32, keepalive_expiry=60.0)
@@ -53,7 +56,8 @@ class Client:
     Args:
         host: Base URL. Otherwise PODFLARE_HOSTD_URL, then PODFLARE_HOST, then http://127.0.0.1:7070.
         timeout: Longest silence of the host, in seconds. Running code is not silent: the host sends
-            heartbeats. Creating, forking and merging may take up to 120 seconds in any case.
+            heartbeats. Creating, forking and merging may take up to 120 seconds in any case, and freezing
+            900.
         traceparent: W3C trace context, sent with every request. Otherwise PODFLARE_TRACEPARENT.
         api_key: Bearer key. Otherwise PODFLARE_API_KEY.
         transport: Replaces the network, as with httpx: for tests and for measuring.
@@ -175,11 +179,14 @@ class Client:
             "persistent": persistent,
             "egress": egress,
         }
-        body = {name: value for name, value in wanted.items() if value is not None}
+        return self._create("/v1/sandboxes", wanted)
+
+    def _create(self, path: str, wanted: Mapping[str, object]) -> SandboxInfo:
+        body = _asked_for(wanted)
         deadline = time.monotonic() + _SLOW_TIMEOUT_SECONDS
         while True:
             try:
-                return _info(_answer(self._request("POST", "/v1/sandboxes", body=body, slow=True)))
+                return _info(_answer(self._request("POST", path, body=body, slow=True)))
             except CapacityError as error:
                 pause = _retry_after(error.response)
                 if pause is None or time.monotonic() + pause > deadline:
@@ -231,6 +238,26 @@ class Client:
         """
         path = _sandbox_path(sandbox_id, "egress")
         return cast(NetworkInfo, _answer(self._request("PUT", path, body={"egress": egress})))
+
+    def extend_sandbox(
+        self,
+        sandbox_id: str,
+        *,
+        timeout_seconds: int | None = None,
+        idle_timeout_seconds: int | None = None,
+        persistent: bool | None = None,
+    ) -> SandboxInfo:
+        """Give a sandbox more time, or less; see `Sandbox.extend` for the arguments.
+
+        Raises:
+            SandboxNotFoundError: There is no such sandbox.
+        """
+        wanted = {
+            "timeout_seconds": timeout_seconds,
+            "idle_timeout_seconds": idle_timeout_seconds,
+            "persistent": persistent,
+        }
+        return _info(_answer(self._request("PATCH", _sandbox_path(sandbox_id), body=_asked_for(wanted))))
 
     def destroy_sandbox(self, sandbox_id: str) -> None:
         """Destroy a sandbox and its checkpoints; hosts take an id that is already gone as success."""
@@ -314,6 +341,66 @@ class Client:
         """
         body = {"checkpoint": checkpoint_id}
         self._request("POST", _sandbox_path(sandbox_id, "restore"), body=body, slow=True)
+
+    def freeze_sandbox(self, sandbox_id: str) -> SpaceInfo:
+        """Freeze a sandbox, whose id is gone then, and return what the host tells about the Space.
+
+        Raises:
+            SandboxNotFoundError: There is no such sandbox.
+            CapacityError: This API key has as many Spaces as it may have, or the host is busy.
+            ApiError: The sandbox is being frozen already (409), the host's disk is full (507), or it failed;
+                the sandbox goes on.
+            HostTimeoutError: The host has not answered for 15 minutes. It goes on freezing, and the Space
+                is listed when it is there.
+        """
+        path = _sandbox_path(sandbox_id, "freeze")
+        return _space(_answer(self._request("POST", path, slow=True, slowest=_FREEZE_TIMEOUT_SECONDS)))
+
+    def list_spaces(self) -> list[SpaceInfo]:
+        """List the Spaces of this API key that can be resumed, oldest first."""
+        return [_space(view) for view in _list(self._request("GET", "/v1/spaces"), "spaces")]
+
+    def space_info(self, space_id: str) -> SpaceInfo:
+        """Look at a Space.
+
+        Raises:
+            SpaceNotFoundError: There is no such Space, or it has been resumed.
+            ApiError: Another version of the host has written it, and this one cannot read it (409).
+        """
+        return _space(_answer(self._request("GET", _space_path(space_id))))
+
+    def resume_space(
+        self,
+        space_id: str,
+        *,
+        timeout_seconds: int | None = None,
+        idle_timeout_seconds: int | None = None,
+        persistent: bool | None = None,
+        egress: Egress | None = None,
+        keep: bool = False,
+    ) -> SandboxInfo:
+        """Make a sandbox of a Space and return what the host tells about it; see `Space.resume`.
+
+        A host that is busy and says when to come back is asked again for two minutes.
+
+        Raises:
+            SpaceNotFoundError: There is no such Space, or it has been resumed.
+            CapacityError: The host is full.
+            ApiError: It cannot be resumed on this host (409; the message says why), or the host failed; the
+                Space is as it was.
+        """
+        wanted = {
+            "timeout_seconds": timeout_seconds,
+            "idle_timeout_seconds": idle_timeout_seconds,
+            "persistent": persistent,
+            "egress": egress,
+            "keep": keep or None,
+        }
+        return self._create(_space_path(space_id, "resume"), wanted)
+
+    def delete_space(self, space_id: str) -> None:
+        """Delete a Space; hosts take an id that is already gone as success."""
+        self._request("DELETE", _space_path(space_id), slow=True)
 
     def merge_into(self, parent_id: str, winner_id: str) -> None:
         """Let the parent's id name the winner's VM from now on; the winner's id is gone.
@@ -616,9 +703,15 @@ class Client:
             yield from terminal_events(response.iter_bytes())
 
     def _request(
-        self, method: str, path: str, *, body: Mapping[str, object] | None = None, slow: bool = False
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Mapping[str, object] | None = None,
+        slow: bool = False,
+        slowest: float = _SLOW_TIMEOUT_SECONDS,
     ) -> httpx.Response:
-        read = max(self._timeout, _SLOW_TIMEOUT_SECONDS) if slow else self._timeout
+        read = max(self._timeout, slowest) if slow else self._timeout
         with transport_errors(self.host):
             response = self._http.request(method, path, json=body, timeout=self._timeouts(read))
         if not response.is_success:
@@ -690,6 +783,14 @@ def _checkpoint_path(*parts: str) -> str:
     return "/v1/checkpoints/" + "/".join(quote(part, safe="") for part in parts)
 
 
+def _space_path(*parts: str) -> str:
+    return "/v1/spaces/" + "/".join(quote(part, safe="") for part in parts)
+
+
+def _asked_for(wanted: Mapping[str, object]) -> dict[str, object]:
+    return {name: value for name, value in wanted.items() if value is not None}
+
+
 def _answer(response: httpx.Response) -> dict[str, Any]:
     try:
         answer = response.json()
@@ -720,6 +821,14 @@ def _checkpoint(view: object) -> CheckpointInfo:
     _id(view.get("id"))
     _id(view.get("sandbox"))
     return cast("CheckpointInfo", view)
+
+
+def _space(view: object) -> SpaceInfo:
+    if not isinstance(view, dict):
+        raise ProtocolError(f"The host told something else than a Space: {repr(view)[:_EXCERPT_LEN]}")
+    _id(view.get("id"))
+    _id(view.get("sandbox"))
+    return cast("SpaceInfo", view)
 
 
 def _entry(told: object) -> FileEntry:

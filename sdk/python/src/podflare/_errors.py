@@ -6,6 +6,7 @@
     │   ├── UnauthorizedError    401
     │   ├── SandboxNotFoundError 404 for a sandbox
     │   ├── CheckpointNotFoundError 404 for a checkpoint
+    │   ├── SpaceNotFoundError   404 for a Space
     │   ├── PtyNotFoundError     404 for a terminal
     │   ├── CapacityError        429, 503
     │   └── HostError            500 and other 5xx
@@ -35,6 +36,7 @@ _TEXT_LEN_MAX = 2000
 # A host behind a router may have a path of its own before this.
 _A_SANDBOX = re.compile("/v1/sandboxes/.")
 _A_CHECKPOINT = re.compile("/v1/checkpoints/.")
+_A_SPACE = re.compile("/v1/spaces/.")
 # A restore names both, so that only the host's sentence tells which of them there is not.
 _NO_CHECKPOINT = "checkpoint not found"
 _NO_PTY = "terminal not found"
@@ -84,6 +86,10 @@ class CheckpointNotFoundError(ApiError):
     """404: there is no such checkpoint, or no longer; the host's sentence says why."""
 
 
+class SpaceNotFoundError(ApiError):
+    """404: there is no such Space, or it has been resumed; the host's sentence says which."""
+
+
 class PtyNotFoundError(ApiError):
     """404: there is no such terminal in the sandbox, or no longer."""
 
@@ -129,6 +135,8 @@ def api_error(response: httpx.Response) -> ApiError:
         path = response.request.url.path
         if _A_CHECKPOINT.search(path) or _sentence(response).startswith(_NO_CHECKPOINT):
             other = CheckpointNotFoundError
+        elif _A_SPACE.search(path):
+            other = SpaceNotFoundError
         elif _sentence(response).startswith(_NO_PTY):
             other = PtyNotFoundError
         elif _A_SANDBOX.search(path):

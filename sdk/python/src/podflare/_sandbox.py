@@ -17,6 +17,7 @@ from podflare._diff import Diff
 from podflare._errors import PodflareError, SandboxNotFoundError
 from podflare._files import Files
 from podflare._pty import PtyNamespace
+from podflare._space import Space
 from podflare._types import (
     Egress,
     Event,
@@ -50,8 +51,9 @@ class Sandbox:
             sandbox of a template or of a size may wait some seconds for its boot.
         vcpus: Processors; otherwise the template's.
         rootfs_gb: Disk, in GiB; at least the template's 4. Copies have the same.
-        persistent: Freeze the sandbox when it is idle for too long, instead of destroying it. Not yet: hosts
-            destroy it.
+        persistent: Freeze the sandbox into a Space, as `freeze` does, when it has idled or lived for as long
+            as it may, and when its host stops; otherwise it is destroyed. `Client.list_spaces` tells the
+            Space. Closing the sandbox destroys it in any case.
         egress: What it reaches: everything public (True, the default), nothing (False), or what is on a list
             ({"allow": ["example.org", "10.1.0.0/16:443"]}). Fork children inherit this.
 
@@ -87,7 +89,7 @@ class Sandbox:
         egress: Egress | None = None,
     ) -> None:
         client = client or _client_for(region, host, traceparent, api_key)
-        created = client.create_sandbox_info(
+        sandbox_id = client.create_sandbox(
             template,
             timeout_seconds=timeout_seconds,
             idle_timeout_seconds=idle_timeout_seconds,
@@ -97,18 +99,67 @@ class Sandbox:
             persistent=persistent,
             egress=egress,
         )
-        self._hold(created, client)
+        self._hold(sandbox_id, client)
 
     @classmethod
     def _existing(cls, sandbox_id: str, client: Client) -> Sandbox:
         sandbox = cls.__new__(cls)
-        sandbox._hold({"id": sandbox_id}, client)
+        sandbox._hold(sandbox_id, client)
         return sandbox
 
-    def _hold(self, created: SandboxInfo, client: Client) -> None:
-        self.id = created["id"]
+    @classmethod
+    def resume(
+        cls,
+        space_id: str,
+        *,
+        region: str | None = None,
+        host: str | None = None,
+        client: Client | None = None,
+        traceparent: str | None = None,
+        api_key: str | None = None,
+        timeout_seconds: int | None = None,
+        idle_timeout_seconds: int | None = None,
+        persistent: bool | None = None,
+        egress: Egress | None = None,
+        keep: bool = False,
+    ) -> Sandbox:
+        """Make a sandbox of a Space, on the host that has it, as `Space.resume` does.
+
+        Args:
+            space_id: The Space. `Client.list_spaces` lists them.
+            region: Where it was frozen, on hosts behind a router.
+            host: Base URL, as for a new sandbox; so are client, traceparent and api_key.
+            client: Client to use; region, host, traceparent and api_key are then the client's own.
+            traceparent: W3C trace context.
+            api_key: Bearer key.
+            timeout_seconds: Longest life, in seconds, from now; otherwise the frozen sandbox's.
+            idle_timeout_seconds: Longest time without running code; otherwise the frozen sandbox's.
+            persistent: Freeze it again, into another Space, when its time is over; otherwise it is destroyed
+                then.
+            egress: What it reaches; otherwise what the frozen sandbox did.
+            keep: Leave the Space as it is, so that it can be resumed again.
+
+        Raises:
+            SpaceNotFoundError: There is no such Space, or it has been resumed.
+            CapacityError: The host is full.
+            ApiError: It cannot be resumed on this host (409; the message says why), or the host failed; the
+                Space is as it was.
+            HostUnreachableError: There is no host.
+        """
+        client = client or _client_for(region, host, traceparent, api_key)
+        resumed = client.resume_space(
+            space_id,
+            timeout_seconds=timeout_seconds,
+            idle_timeout_seconds=idle_timeout_seconds,
+            persistent=persistent,
+            egress=egress,
+            keep=keep,
+        )
+        return cls._existing(resumed["id"], client)
+
+    def _hold(self, sandbox_id: str, client: Client) -> None:
+        self.id = sandbox_id
         self.pty = PtyNamespace(client, self.id)
-        self._created = created
         self._client = client
         self._closed = False
         self._closing = threading.Lock()
@@ -140,12 +191,38 @@ class Sandbox:
     def info(self) -> SandboxInfo:
         """Ask what the sandbox really has, and how it is.
 
-        `persistent` is known of a sandbox that was created, not of fork children.
+        Raises:
+            SandboxNotFoundError: The sandbox is gone.
+        """
+        return self._client.sandbox_info(self.id)
+
+    def extend(
+        self,
+        *,
+        timeout_seconds: int | None = None,
+        idle_timeout_seconds: int | None = None,
+        persistent: bool | None = None,
+    ) -> SandboxInfo:
+        """Give the sandbox more time, or less. What is not asked for stays as it is.
+
+        Args:
+            timeout_seconds: How long it may live from now on, in seconds.
+            idle_timeout_seconds: Longest time without running code, or anybody at a terminal, in seconds.
+            persistent: Whether it is frozen into a Space, and not destroyed, when its time is over.
+
+        Returns:
+            What the sandbox really has then, since a host lowers what is more than it offers. Its
+            `timeout_seconds` counts from the sandbox's creation, as always.
 
         Raises:
             SandboxNotFoundError: The sandbox is gone.
         """
-        return {**self._created, **self._client.sandbox_info(self.id)}
+        return self._client.extend_sandbox(
+            self.id,
+            timeout_seconds=timeout_seconds,
+            idle_timeout_seconds=idle_timeout_seconds,
+            persistent=persistent,
+        )
 
     def network(self) -> NetworkInfo:
         """Ask what the sandbox may reach, and what has gone through its network card.
@@ -328,6 +405,25 @@ class Sandbox:
         """
         self._client.restore_sandbox(self.id, checkpoint.id)
 
+    def freeze(self) -> Space:
+        """Put the sandbox on the host's disk, all of it, where it waits to be resumed.
+
+        It takes no memory and no processor there, and outlives its host's restarts. What runs in it ends with
+        exit code 137 and a reason here, and goes on in what is resumed. This sandbox is gone then: closing it
+        does nothing. Its checkpoints stay for as long as if its time had been over.
+
+        Raises:
+            SandboxNotFoundError: The sandbox is gone; the message says why.
+            CapacityError: This API key has as many Spaces as it may have, or the host is busy.
+            ApiError: It is being frozen already (409), the host's disk is full (507), or the host failed; the
+                sandbox goes on.
+            HostTimeoutError: The host has not answered for 15 minutes. It goes on freezing;
+                `Client.list_spaces` tells whether it could.
+        """
+        space = Space(self._client.freeze_sandbox(self.id), self._client)
+        self._closed = True
+        return space
+
     def merge_into(self, winner: Sandbox) -> None:
         """Take over the winner's whole state; this sandbox's own is dropped.
 
@@ -407,7 +503,7 @@ class Sandbox:
     def close(self) -> None:
         """Destroy the sandbox and its checkpoints.
 
-        Does nothing if that was done before, or if the sandbox has been merged.
+        Does nothing if that was done before, or if the sandbox has been merged or frozen.
 
         Raises:
             PodflareError: The host failed or cannot be reached; closing may be tried again.

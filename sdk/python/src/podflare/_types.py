@@ -248,7 +248,7 @@ class SandboxInfo(TypedDict, total=False):
     """Longest life, from its creation."""
     idle_timeout_seconds: int
     persistent: bool
-    """Told when it is made, and only then."""
+    """Whether it is frozen into a Space when its time is over."""
     egress: Egress
     """False also on a host that has no network for its sandboxes."""
     created_at_ms: int
@@ -306,6 +306,28 @@ class CheckpointInfo(TypedDict, total=False):
     created_at_ms: int
     """Milliseconds since 1970-01-01 UTC; so is expires_at_ms."""
     expires_at_ms: int
+
+
+class SpaceInfo(TypedDict, total=False):
+    """What the host tells about a Space."""
+
+    id: str
+    sandbox: str
+    """The sandbox that was frozen, whose id names nothing any more."""
+    template: str
+    ram_mib: int
+    rootfs_gb: int
+    vcpus: int
+    generation: int
+    """Forks between the template and the sandbox."""
+    frozen_at_ms: int
+    """Milliseconds since 1970-01-01 UTC."""
+    bytes: int
+    """What it takes on the host's disk, beside what it shares with others of its template."""
+    egress: Egress
+    """What a resumed sandbox may reach if nothing else is asked for; likewise the two that follow."""
+    timeout_seconds: int
+    idle_timeout_seconds: int
 
 
 @dataclass(frozen=True)

@@ -144,7 +144,7 @@ def test_a_sandbox_tells_what_it_really_has(client: Client) -> None:
         python(sandbox, "1")
         info = sandbox.info()
     assert (info["id"], info["timeout_seconds"], info["state"]) == (sandbox.id, 600, "ready")
-    assert (info["persistent"], info["egress"]) == (False, True)
+    assert (info["persistent"], info["egress"]) == (True, True)
     assert info["executions"] == 1
     assert min(info["ram_mib"], info["rootfs_gb"], info["vcpus"], info["idle_timeout_seconds"]) > 0
 
