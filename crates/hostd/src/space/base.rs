@@ -48,6 +48,7 @@ pub struct Origin {
 struct Booted {
     machine: Weak<dyn Machine>,
     hot_pages: u64,
+    rested: bool,
 }
 
 /// One that is on the disk.
@@ -89,6 +90,7 @@ struct KeptTemplate {
     memory_mib: u32,
     ingredients: Ingredients,
     hot_pages: u64,
+    rested: bool,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -125,9 +127,9 @@ impl Origin {
         Arc::new(Origin { rootfs, shape, ingredients: None, template, base: OnceCell::new_with(Some(base)) })
     }
 
-    /// The template's machine from now on, and how many pages its copies bring in.
-    pub fn set_template(&self, machine: &Arc<dyn Machine>, hot_pages: u64) {
-        *self.lock_template() = Some(Booted { machine: Arc::downgrade(machine), hot_pages });
+    /// The template's machine from now on, how many pages its copies bring in, and whether it has come to rest.
+    pub fn set_template(&self, machine: &Arc<dyn Machine>, hot_pages: u64, rested: bool) {
+        *self.lock_template() = Some(Booted { machine: Arc::downgrade(machine), hot_pages, rested });
     }
 
     /// Whether it is known what it was booted of.
@@ -137,7 +139,7 @@ impl Origin {
 
     /// Its machine, and as what it is kept; unless it has ended.
     fn template(&self) -> Option<(Arc<dyn Machine>, Option<KeptTemplate>)> {
-        let Booted { machine, hot_pages } = self.lock_template().clone()?;
+        let Booted { machine, hot_pages, rested } = self.lock_template().clone()?;
         let Shape { template, vcpus, memory_mib, .. } = Shape::clone(&self.shape);
         let kept = self.ingredients.clone().map(|ingredients| KeptTemplate {
             name: template,
@@ -145,6 +147,7 @@ impl Origin {
             memory_mib,
             ingredients,
             hot_pages,
+            rested,
         });
         machine.upgrade().map(|machine| (machine, kept))
     }
@@ -195,11 +198,11 @@ impl Bases {
     ) -> Option<Template> {
         let is_it = |kept: &KeptTemplate| kept.ingredients == *ingredients;
         let base = self.lock().values().find(|base| base.kept().is_some_and(is_it)).cloned()?;
-        let hot_pages = base.kept().map_or(0, |kept| kept.hot_pages);
+        let KeptTemplate { hot_pages, rested, .. } = base.kept()?.clone();
         match base.machine(vmm).await {
             Ok(machine) => {
                 let origin = Origin::of_base(base, shape.clone());
-                Some(Template { shape: shape.clone(), identity, machine, origin, hot_pages, rested: true })
+                Some(Template { shape: shape.clone(), identity, machine, origin, hot_pages, rested })
             }
             Err(error) => {
                 let (id, error) = (&base.id, chain(&error));

@@ -114,7 +114,7 @@ pub(crate) async fn boot(
                 0
             });
             let origin = Origin::new(definition.rootfs.clone(), shape.clone(), ingredients);
-            origin.set_template(&machine, hot_pages);
+            origin.set_template(&machine, hot_pages, false);
             Ok(Template { shape, identity, machine, origin, hot_pages, rested: false })
         }
         Err(error) => {

@@ -40,7 +40,7 @@ impl Template {
             Ok(hot_pages) => {
                 let (shape, identity) = (Arc::clone(&self.shape), self.identity.clone());
                 let origin = self.origin.clone();
-                origin.set_template(&machine, hot_pages);
+                origin.set_template(&machine, hot_pages, true);
                 Ok(Some(Template { shape, identity, machine, origin, hot_pages, rested: true }))
             }
             Err(error) => {
