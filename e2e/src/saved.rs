@@ -27,9 +27,14 @@ impl Saved {
         [&self.state, &self.memory, &self.disk]
     }
 
+    /// Bytes of each.
+    pub fn lens(&self) -> [u64; 3] {
+        self.parts().map(|file| file.metadata().unwrap().len())
+    }
+
     /// Bytes of all three.
     pub fn len(&self) -> u64 {
-        self.parts().iter().map(|file| file.metadata().unwrap().len()).sum()
+        self.lens().iter().sum()
     }
 
     pub fn is_empty(&self) -> bool {

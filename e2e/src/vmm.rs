@@ -125,6 +125,11 @@ impl Vmm {
         self.ask(&Command::Overlay(check), &changes.descriptors()).0
     }
 
+    /// Makes the disk of this running machine longer.
+    pub fn grow_disk(&self, bytes: u64) {
+        assert_eq!(self.ask(&Command::GrowDisk { bytes }, &[]).0, Reply::DiskGrown);
+    }
+
     /// Connects a stream to a port of the guest.
     pub fn connect(&self, port: u32, stream: &OwnedFd) {
         let (reply, _) = self.ask(&Command::Connect { port }, &[stream.as_fd()]);

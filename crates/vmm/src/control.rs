@@ -44,7 +44,7 @@ enum Phase {
 enum Next {
     Reply(Phase, Reply, Option<OwnedFd>),
     /// This process is a copy now: it has a channel of its own, and nobody waits for a reply.
-    Copy(Result<Frozen, DiskError>, Channel),
+    Copy(Result<Box<Frozen>, DiskError>, Channel),
     End(Event),
 }
 
@@ -67,7 +67,7 @@ pub fn serve(mut channel: Channel) -> Result<(), ServeError> {
                 channel = own;
                 introduce(&channel)?;
                 match copy {
-                    Ok(frozen) => phase = Phase::Frozen(Box::new(frozen)),
+                    Ok(frozen) => phase = Phase::Frozen(frozen),
                     Err(error) => return send(&channel, &Message::Event(failed(&error)), &[]),
                 }
             }
@@ -316,7 +316,7 @@ fn thawed(result: Result<(Running, control::Thawed), (Box<Frozen>, ThawError)>) 
 
 fn fork_running(running: Running, own: Channel, layer: File) -> Next {
     match running.fork(layer) {
-        Ok(Forked::Copy(frozen)) => Next::Copy(frozen, own),
+        Ok(Forked::Copy(frozen)) => Next::Copy(frozen.map(Box::new), own),
         Ok(Forked::Source { running, result, times }) => {
             let (reply, pidfd) = forked(result, times);
             Next::Reply(Phase::Running(Box::new(running)), reply, pidfd)
@@ -328,7 +328,7 @@ fn fork_running(running: Running, own: Channel, layer: File) -> Next {
 fn fork_frozen(frozen: Frozen, own: Channel, layer: File) -> Next {
     let forking = std::time::Instant::now();
     match frozen.fork(layer) {
-        FrozenForked::Copy(frozen) => Next::Copy(frozen, own),
+        FrozenForked::Copy(frozen) => Next::Copy(frozen.map(Box::new), own),
         FrozenForked::Source { frozen, result } => {
             let fork_us = u64::try_from(forking.elapsed().as_micros()).unwrap_or(u64::MAX);
             let times = ForkTimes { pause_us: 0, stop_us: 0, save_us: 0, fork_us };

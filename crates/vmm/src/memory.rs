@@ -84,7 +84,7 @@ fn whole_pages(
     len: u64,
 ) -> io::Result<(*mut std::ffi::c_void, usize)> {
     let outside = || io::Error::new(io::ErrorKind::InvalidInput, "not whole pages of guest memory");
-    if address.0 % PAGE_LEN != 0 || len % PAGE_LEN != 0 {
+    if !address.0.is_multiple_of(PAGE_LEN) || !len.is_multiple_of(PAGE_LEN) {
         return Err(outside());
     }
     let len = usize::try_from(len).map_err(|_| outside())?;

@@ -7,8 +7,7 @@ use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::ops::Range;
 
-const CHUNK_BLOCKS: u64 = 256;
-const _: () = assert!(CHUNK_LEN == CHUNK_BLOCKS as usize * BLOCK_LEN);
+const CHUNK_BLOCKS: u64 = (CHUNK_LEN / BLOCK_LEN) as u64;
 
 const ZEROS: [u8; BLOCK_LEN] = [0; BLOCK_LEN];
 

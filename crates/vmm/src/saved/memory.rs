@@ -129,7 +129,7 @@ pub(super) fn lay(
     mapped: &mut MappedPages,
 ) -> Result<(u32, u64), SavedError> {
     let data = || pages.runs().map(|(run, _)| run).filter(|run| run.kind == Kind::Data);
-    let shortest = shortest_mapped(data().map(|run| run.count));
+    let shortest = shortest_mapped(&data().map(|run| run.count));
     let (mut mapped_runs, mut copied_pages) = (0, 0);
     let mut buffer = Vec::new();
     for (run, block) in pages.runs() {
@@ -150,7 +150,7 @@ pub(super) fn lay(
 }
 
 /// The least length of runs that are mapped, so that there are not too many.
-fn shortest_mapped(lengths: impl Iterator<Item = u64> + Clone) -> u64 {
+fn shortest_mapped(lengths: &(impl Iterator<Item = u64> + Clone)) -> u64 {
     let mut shortest = MAPPED_RUN_PAGES_MIN;
     while lengths.clone().filter(|&length| length >= shortest).count() > MAPPED_RUNS_MAX {
         shortest *= 2;

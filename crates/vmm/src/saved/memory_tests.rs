@@ -2,7 +2,7 @@
 
 use super::*;
 use proptest::prelude::*;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::FileExt;
 
 const MIB: u32 = 4;
@@ -113,8 +113,6 @@ proptest! {
             lay(&newest, &reader(&file), &mut mapped).unwrap();
             prop_assert_eq!(&content(&newest), &model);
         }
-        // Nor has anything been written to what the pages are of.
-        prop_assert_eq!(&content(&newest), &model);
     }
 
     #[test]
@@ -143,19 +141,18 @@ proptest! {
         ranges in prop::collection::vec(prop::collection::vec((0..60_u64, 1..9_u64), 0..5), 1..4),
     ) {
         let mut mapped = MappedPages::default();
-        let mut model = [false; 80];
+        let mut model = BTreeSet::new();
         for ranges in ranges {
             let ranges: Vec<_> = ranges.into_iter().map(|(first, count)| first..first + count).collect();
-            ranges.iter().cloned().flatten().for_each(|page| model[page as usize] = true);
+            model.extend(ranges.iter().cloned().flatten());
             mapped.extend(ranges.into_iter());
         }
-        for (page, &is_mapped) in (0..).zip(&model) {
-            prop_assert_eq!(mapped.contains(page), is_mapped);
+        for page in 0..80 {
+            prop_assert_eq!(mapped.contains(page), model.contains(&page));
         }
         for first in 0..70_u64 {
             let range = first..first + 7;
-            let any = range.clone().any(|page| model[page as usize]);
-            prop_assert_eq!(mapped.touches(&range), any);
+            prop_assert_eq!(mapped.touches(&range), model.range(range.clone()).next().is_some());
         }
     }
 }
@@ -176,9 +173,9 @@ fn no_more_runs_are_mapped_than_a_process_may_have() {
         let short = std::iter::repeat_n(MAPPED_RUN_PAGES_MIN, MAPPED_RUNS_MAX);
         std::iter::repeat_n(1 << 20, long).chain(short).chain([1, 2, 3])
     };
-    assert_eq!(shortest_mapped(lengths(0)), MAPPED_RUN_PAGES_MIN);
-    assert_eq!(shortest_mapped(lengths(1)), 2 * MAPPED_RUN_PAGES_MIN);
-    assert!(shortest_mapped(lengths(MAPPED_RUNS_MAX + 1)) > 1 << 20);
+    assert_eq!(shortest_mapped(&lengths(0)), MAPPED_RUN_PAGES_MIN);
+    assert_eq!(shortest_mapped(&lengths(1)), 2 * MAPPED_RUN_PAGES_MIN);
+    assert!(shortest_mapped(&lengths(MAPPED_RUNS_MAX + 1)) > 1 << 20);
 }
 
 #[test]
