@@ -183,6 +183,19 @@ fn one_save_is_taken_up_many_times_and_shared_with_nobody() {
 }
 
 #[test]
+fn a_base_that_the_machine_never_came_from_serves_too() {
+    let (template_1, base_1, _disk) = template(disk_guest::kernel(), 1);
+    let (template_2, _, _disk) = template(disk_guest::kernel(), 1);
+    let (twin, changes) = changes_of(&sandbox(&template_2), &base_1);
+    let moment = console_bytes(&twin);
+    drop((template_2, twin));
+    let (resumed, _) = template_1.fork();
+    resumed.overlay(&changes);
+    resumed.thaw();
+    assert_well_after(&resumed, moment + 200, disk_guest::WELL);
+}
+
+#[test]
 fn a_damaged_file_is_refused_with_its_reason_and_the_machine_stays_as_it_was() {
     let (template, base, disk) = template(counters_guest::kernel(1, 8), 1);
     let (_, changes) = changes_of(&sandbox(&template), &base);
