@@ -13,8 +13,8 @@
 //!
 //! Each part has a magic, a version and lengths, and an index under one checksum that is always checked
 //! ([`part`]). Memory and disk are runs of blocks with data behind the index ([`blocks`]), in chunks with
-//! checksums of their own, which are checked only by who reads them whole: taking a machine up maps its
-//! memory and reads its disk in place. The state names the checksums of the other two.
+//! checksums of their own, which are checked only by who reads them whole: most of what changes have of
+//! memory is mapped, and a disk is read in place. The state names the checksums of the other two.
 //!
 //! Files are hostile: nothing is used before it has been compared with the file's real length and the
 //! machine's real size, and nothing is changed before everything has been looked at.
