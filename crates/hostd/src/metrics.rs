@@ -97,6 +97,7 @@ fn tell_state(registry: &mut Registry, app: &App) {
     tell("sandboxes", "Sandboxes that exist, beside the pools' members", app.registry.len() as u64);
     let checkpoints = app.registry.visible_checkpoints(&Tenant::operator()).len();
     tell("checkpoints", "Checkpoints that exist", checkpoints as u64);
+    tell("spaces", "Spaces on the disk", app.spaces.len() as u64);
     tell("sandboxes_max", "Sandboxes and checkpoints that may exist", app.settings.sandboxes_max.into());
     if let Some(memory) = app.memory() {
         tell("memory_total_bytes", "Memory of the host", memory.total);

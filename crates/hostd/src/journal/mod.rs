@@ -1,6 +1,7 @@
 //! What happens to sandboxes, in the order in which it was kept. Whoever follows reads it from the store, so that a slow reader
 //! costs no memory, and one that comes back finds where it was.
 
+mod lost;
 pub mod rows;
 
 use crate::chain::chain;
@@ -29,8 +30,9 @@ pub struct Journal {
 }
 
 impl Journal {
+    /// Goes on where a former host ended. What that had no time to tell is told now.
     pub fn open(store: Store) -> Result<Journal, StoreError> {
-        let last = store.run_blocking(rows::last)?;
+        let last = store.run_blocking(|db| lost::close(db, unix_time_ms()))?;
         let (arrivals, to_keep) = mpsc::unbounded_channel();
         Ok(Journal { store, arrivals, to_keep: Mutex::new(to_keep), last: watch::Sender::new(last) })
     }

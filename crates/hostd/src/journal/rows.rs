@@ -35,6 +35,23 @@ pub fn insert(db: &Transaction<'_>, events: &[New]) -> rusqlite::Result<u64> {
     Ok(last)
 }
 
+/// Passes on all events that are known, oldest first.
+pub fn each(
+    db: &Transaction<'_>,
+    mut take: impl FnMut(u64, Option<KeyId>, Happening),
+) -> rusqlite::Result<()> {
+    let mut select = db.prepare("SELECT seq, key, what FROM events ORDER BY seq")?;
+    let mut rows = select.query([])?;
+    while let Some(row) = rows.next()? {
+        let (key, what): (Option<String>, String) = (row.get(1)?, row.get(2)?);
+        // What a later version has kept is overlooked.
+        if let Ok(what) = serde_json::from_str(&what) {
+            take(row.get(0)?, key.and_then(|key| key.parse().ok()), what);
+        }
+    }
+    Ok(())
+}
+
 /// Of one key, or of all.
 pub fn after(
     db: &Transaction<'_>,

@@ -201,7 +201,8 @@ mod tests {
     #[test]
     fn terms_default_and_are_lowered_to_the_maximum() {
         assert_eq!(OFFERED.terms(None, None), OFFERED.default);
-        assert_eq!(OFFERED.terms(Some(u64::MAX), Some(u64::MAX)), OFFERED.max);
+        let longest = Terms { persistent: false, ..OFFERED.max };
+        assert_eq!(OFFERED.terms(Some(u64::MAX), Some(u64::MAX)), longest);
         assert_eq!(OFFERED.terms(Some(0), Some(7)).life, Duration::from_secs(1));
         assert_eq!(OFFERED.terms(Some(0), Some(7)).idle, Duration::from_secs(7));
     }

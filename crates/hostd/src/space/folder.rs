@@ -8,8 +8,9 @@
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use std::fs::{self, File};
+use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 const MANIFEST: &str = "manifest.json";
@@ -61,9 +62,12 @@ impl Folders {
     }
 
     pub(super) fn begin(&self, name: &str) -> io::Result<Draft> {
-        fs::create_dir_all(&self.path)?;
+        // What was in guests' memory is for nobody else on this machine.
+        let mut private = DirBuilder::new();
+        private.mode(0o700);
+        private.recursive(true).create(&self.path)?;
         let path = self.path.join(format!(".new-{name}"));
-        fs::create_dir(&path)?;
+        private.recursive(false).create(&path)?;
         Ok(Draft { path, published: self.path(name), is_published: false })
     }
 
@@ -136,6 +140,16 @@ mod tests {
         assert_eq!(folders.read().unwrap(), ["one"]);
         assert_eq!(folders.manifest::<u32>("one").unwrap(), 1);
         assert_eq!(fs::read_dir(&folders.path).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn nobody_else_on_the_machine_may_look_into_a_folder() {
+        use std::os::unix::fs::PermissionsExt;
+        let (_dir, folders) = folders();
+        folders.begin("one").unwrap().publish(&1).unwrap();
+        for path in [folders.path.clone(), folders.path("one")] {
+            assert_eq!(fs::metadata(path).unwrap().permissions().mode() & 0o777, 0o700);
+        }
     }
 
     #[test]

@@ -143,7 +143,7 @@ impl Spaces {
         views
     }
 
-    /// How many there are on the disk.
+    /// How many there are on the disk, those included that a sandbox goes on with.
     pub fn len(&self) -> usize {
         self.lock().values().filter(|entry| entry.phase != Phase::Writing).count()
     }

@@ -4,6 +4,7 @@ use podflare_wire::control::Fault;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 const NAMES: [&str; 3] = ["state", "memory", "disk"];
@@ -34,7 +35,7 @@ impl SavedFiles {
     /// New ones, empty, in a folder.
     pub fn create(folder: &Path) -> io::Result<SavedFiles> {
         let mut options = OpenOptions::new();
-        SavedFiles::with(folder, options.read(true).write(true).create_new(true))
+        SavedFiles::with(folder, options.read(true).write(true).create_new(true).mode(0o600))
     }
 
     /// Those of a folder. They are only read.

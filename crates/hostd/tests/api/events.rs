@@ -117,3 +117,18 @@ async fn a_sandbox_that_is_given_more_time_lives_longer_and_one_with_less_ends_s
     assert_eq!(extend(&host, longer, &json!({"forever": true})).await.0, StatusCode::BAD_REQUEST);
     assert_eq!(extend(&host, "sbx_none", &json!({})).await.0, StatusCode::NOT_FOUND);
 }
+
+#[tokio::test]
+async fn a_host_tells_which_sandboxes_the_killed_one_before_it_has_lost() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = podflare_hostd::store::Store::open(folder.path()).unwrap();
+    let host = Host::start_with_store(&[], store.clone()).await;
+    let (id, ended) = (host.create().await, host.create().await);
+    host.delete(&ended).await;
+    told(&host, 3).await;
+    let host = host.start_again_with_store(store).await;
+    let all = events(&host, "").await;
+    assert_eq!(all.len(), 4);
+    assert_eq!((&all[3]["type"], &all[3]["sandbox"]), (&json!("sandbox.closed"), &json!(id)));
+    assert!(all[3]["reason"].as_str().unwrap().contains("its host ended"), "{}", all[3]);
+}

@@ -62,10 +62,20 @@ impl Host {
         Host::start_without_template(arguments).ready().await
     }
 
-    /// The host after this one, on the same folder of data, as if this one had been killed.
+    /// One that keeps its records there.
+    pub(crate) async fn start_with_store(arguments: &[&str], store: Store) -> Host {
+        let data = Arc::new(tempfile::tempdir().unwrap());
+        Host::with_data(arguments, data, FakeVmm::default(), store).ready().await
+    }
+
+    /// The host after this one, on the same folder of data but with other records, as if this one had been killed.
     pub(crate) async fn start_again(self) -> Host {
+        self.start_again_with_store(Store::in_memory().unwrap()).await
+    }
+
+    pub(crate) async fn start_again_with_store(self, store: Store) -> Host {
         let arguments: Vec<&str> = self.arguments.iter().map(String::as_str).collect();
-        let host = Host::with_data(&arguments, self.data.clone(), self.vmm.clone());
+        let host = Host::with_data(&arguments, self.data.clone(), self.vmm.clone(), store);
         drop(self);
         host.ready().await
     }
@@ -81,10 +91,11 @@ impl Host {
 
     /// A host whose template has not booted yet, for as long as nothing is awaited.
     pub(crate) fn start_without_template(arguments: &[&str]) -> Host {
-        Host::with_data(arguments, Arc::new(tempfile::tempdir().unwrap()), FakeVmm::default())
+        let data = Arc::new(tempfile::tempdir().unwrap());
+        Host::with_data(arguments, data, FakeVmm::default(), Store::in_memory().unwrap())
     }
 
-    fn with_data(arguments: &[&str], data: Arc<TempDir>, vmm: FakeVmm) -> Host {
+    fn with_data(arguments: &[&str], data: Arc<TempDir>, vmm: FakeVmm, store: Store) -> Host {
         let rootfs = data.path().join("rootfs.ext4");
         if !rootfs.exists() {
             std::fs::write(&rootfs, "an image").unwrap();
@@ -96,7 +107,7 @@ impl Host {
             panic!("a fake network costs nothing")
         };
         let network = FakeDriver::new(*subnet);
-        let records = records(&settings);
+        let records = Records::read(store, &settings).unwrap();
         let network_handle = Network::new(Box::new(network.clone()));
         let app = App::new(settings, Arc::new(vmm.clone()), network_handle, records);
         let kept = app.clone();
