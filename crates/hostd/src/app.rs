@@ -1,6 +1,7 @@
 //! Every long-lived part of the daemon, wired in one place, and its life from start to shutdown.
 
 use crate::config::Settings;
+use crate::headroom::Headroom;
 use crate::http;
 use crate::http::limits::{FOLLOWERS_MAX, LONG_BODIES_MAX, TERMINAL_CLIENTS_MAX};
 use crate::journal::Journal;
@@ -147,7 +148,7 @@ impl App {
             registry: Registry::default(),
             templates: Shelf::new(&settings, templates),
             activity: Activity::new(),
-            room: Room::new(settings.sandboxes_max),
+            room: Room::new(settings.sandboxes_max, Headroom::new(vmm.clone(), settings.reserves)),
             spaces: records.spaces,
             freezes: Semaphore::new(FREEZES_PER_PROCESSOR * admission.processors()),
             vmm,

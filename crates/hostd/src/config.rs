@@ -1,5 +1,6 @@
 //! Settings: from arguments and the environment, once; nothing else reads either.
 
+use crate::headroom::Reserves;
 use crate::network::dns::Upstreams;
 use crate::network::egress::Cidr;
 use crate::sandbox::state::{Terms, TermsOffered};
@@ -75,6 +76,15 @@ pub struct Arguments {
     /// The most sandboxes at once, beside those kept ready
     #[arg(long, env = "PODFLARE_SANDBOXES_MAX", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     sandboxes_max: u32,
+
+    /// Memory of this host that stays free for sandboxes that run, in MiB: below it none is made [default: a sixteenth, but
+    /// no more than 4096]
+    #[arg(long, env = "PODFLARE_MEMORY_RESERVE_MIB")]
+    memory_reserve_mib: Option<u32>,
+
+    /// Disk below the state folder that stays free for sandboxes that run, in MiB [default: a sixteenth, but no more than 1024]
+    #[arg(long, env = "PODFLARE_DISK_RESERVE_MIB")]
+    disk_reserve_mib: Option<u32>,
 
     /// Folder with the templates that were built, one folder for each
     #[arg(long, env = "PODFLARE_TEMPLATE_DIR")]
@@ -223,6 +233,7 @@ pub struct Settings {
     pub machines: Machines,
     pub pool_size: u32,
     pub sandboxes_max: u32,
+    pub reserves: Reserves,
     pub disk_gib_max: u32,
     pub vcpus: u8,
     /// What sandboxes may ask for.
@@ -325,6 +336,10 @@ impl Arguments {
             machines,
             pool_size: self.pool_size,
             sandboxes_max: self.sandboxes_max,
+            reserves: Reserves {
+                memory: self.memory_reserve_mib.map(|mib| u64::from(mib) << 20),
+                disk: self.disk_reserve_mib.map(|mib| u64::from(mib) << 20),
+            },
             disk_gib_max: self.rootfs_gb_max,
             vcpus,
             sizes,

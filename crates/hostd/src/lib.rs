@@ -8,6 +8,7 @@
 pub mod config;
 
 pub mod app;
+pub mod headroom;
 pub mod http;
 pub mod journal;
 pub mod metrics;

@@ -1,5 +1,6 @@
-//! Room for sandboxes and checkpoints: on the host, and within what their tenant may have.
+//! Room for sandboxes and checkpoints: on the host, in its memory and on its disk, and within what their tenant may have.
 
+use crate::headroom::{Headroom, Short};
 use crate::tenant::Tenant;
 use crate::tenant::quota::{Exceeded, Taken};
 use std::sync::Arc;
@@ -11,6 +12,7 @@ pub struct Room {
     /// One permit for each sandbox that may exist beside the pool's, and for each checkpoint.
     permits: Arc<Semaphore>,
     max: u32,
+    headroom: Headroom,
 }
 
 /// Some of it, kept by holding it.
@@ -28,6 +30,8 @@ pub enum NoSlot {
         "This host has no room for that: its limit is {max} sandboxes and checkpoints; end some or try later"
     )]
     Full { max: u32 },
+    #[error(transparent)]
+    Short(#[from] Short),
     #[error("This key may have {max} sandboxes and checkpoints at once, and has {taken}; end some first")]
     OfTenant { max: u32, taken: u32 },
     #[error("The host is shutting down")]
@@ -41,11 +45,12 @@ impl From<Exceeded> for NoSlot {
 }
 
 impl Room {
-    pub fn new(max: u32) -> Room {
-        Room { permits: Arc::new(Semaphore::new(max as usize)), max }
+    pub fn new(max: u32, headroom: Headroom) -> Room {
+        Room { permits: Arc::new(Semaphore::new(max as usize)), max, headroom }
     }
 
     pub fn take(&self, tenant: &Tenant, count: u32) -> Result<Slots, NoSlot> {
+        self.headroom.check(count)?;
         let own = tenant.sandboxes().map(|quota| quota.take(count)).transpose()?;
         Ok(Slots { host: self.permits(count)?, own, tenant: tenant.clone() })
     }
@@ -53,6 +58,7 @@ impl Room {
     /// For what takes another's place. For as long as the former has not been torn down, there are two, which its tenant need not
     /// have room for.
     pub fn take_for_heir(&self, tenant: &Tenant) -> Result<Slots, NoSlot> {
+        self.headroom.check(1)?;
         let host = self.permits(1)?;
         Ok(Slots { host, own: tenant.sandboxes().map(|quota| quota.replace()), tenant: tenant.clone() })
     }

@@ -191,10 +191,15 @@ fn status_of_find_checkpoint(error: &FindCheckpointError) -> StatusCode {
     }
 }
 
-fn status_of_no_slot(error: &NoSlot) -> StatusCode {
-    match error {
-        NoSlot::OfTenant { .. } => StatusCode::TOO_MANY_REQUESTS,
-        NoSlot::Full { .. } | NoSlot::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
+impl From<&NoSlot> for ApiError {
+    fn from(error: &NoSlot) -> ApiError {
+        match error {
+            NoSlot::OfTenant { .. } => ApiError::new(StatusCode::TOO_MANY_REQUESTS, error),
+            NoSlot::Full { .. } | NoSlot::ShuttingDown => {
+                ApiError::new(StatusCode::SERVICE_UNAVAILABLE, error)
+            }
+            NoSlot::Short(_) => ApiError::busy(error),
+        }
     }
 }
 
@@ -206,7 +211,7 @@ impl From<CreateError> for ApiError {
             }
             CreateError::Use(error) => status_of_use(error),
             CreateError::NotReady { .. } => StatusCode::SERVICE_UNAVAILABLE,
-            CreateError::NoSlot(error) => status_of_no_slot(error),
+            CreateError::NoSlot(error) => return error.into(),
             CreateError::Busy(error) => return ApiError::busy(error),
             CreateError::Egress(_) => StatusCode::BAD_REQUEST,
             CreateError::Boot(_)
@@ -268,7 +273,7 @@ impl From<ForkError> for ApiError {
             ForkError::Count { .. } => StatusCode::BAD_REQUEST,
             ForkError::Find(error) => status_of_find(error),
             ForkError::FindCheckpoint(error) => status_of_find_checkpoint(error),
-            ForkError::NoSlot(error) => status_of_no_slot(error),
+            ForkError::NoSlot(error) => return error.into(),
             ForkError::Busy(error) => return ApiError::busy(error),
             // Twice: the sandbox, and what was merged into it.
             ForkError::Copy(CopyError::SourceEnded) => StatusCode::NOT_FOUND,
@@ -288,7 +293,7 @@ impl From<TakeError> for ApiError {
             TakeError::NameTooLong { .. } => StatusCode::BAD_REQUEST,
             TakeError::TooMany => StatusCode::TOO_MANY_REQUESTS,
             TakeError::Find(error) => status_of_find(error),
-            TakeError::NoSlot(error) => status_of_no_slot(error),
+            TakeError::NoSlot(error) => return error.into(),
             TakeError::Busy(error) => return ApiError::busy(error),
             // Twice: the sandbox, and what was put in its place.
             TakeError::Copy(CopyError::SourceEnded) => StatusCode::NOT_FOUND,
@@ -304,7 +309,7 @@ impl From<RestoreError> for ApiError {
             RestoreError::OfAnother { .. } => StatusCode::BAD_REQUEST,
             RestoreError::Find(error) => status_of_find(error),
             RestoreError::FindCheckpoint(error) => status_of_find_checkpoint(error),
-            RestoreError::NoSlot(error) => status_of_no_slot(error),
+            RestoreError::NoSlot(error) => return error.into(),
             RestoreError::Busy(error) => return ApiError::busy(error),
             RestoreError::Copy(_) | RestoreError::CopyEnded => StatusCode::INTERNAL_SERVER_ERROR,
         };
@@ -350,7 +355,7 @@ impl From<ResumeError> for ApiError {
         let status = match &error {
             ResumeError::Egress(_) => StatusCode::BAD_REQUEST,
             ResumeError::Find(error) => status_of_space(error),
-            ResumeError::NoSlot(error) => status_of_no_slot(error),
+            ResumeError::NoSlot(error) => return error.into(),
             ResumeError::Busy(error) => return ApiError::busy(error),
             error if error.is_about_the_space() => StatusCode::CONFLICT,
             ResumeError::Base(_)

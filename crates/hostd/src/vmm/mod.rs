@@ -9,6 +9,7 @@ pub mod fake;
 pub mod process;
 pub mod saved;
 
+use crate::headroom::Disk;
 use crate::pool::policy::Memory;
 use futures_util::future::BoxFuture;
 use podflare_wire::control::{BootConfig, PageRun};
@@ -44,6 +45,9 @@ pub trait Vmm: Send + Sync + fmt::Debug {
 
     /// The memory of the host that the machines are on; `None` if it is not known.
     fn memory(&self) -> Option<Memory>;
+
+    /// The file system that the machines' disks grow on; `None` if it is not known.
+    fn disk(&self) -> Option<Disk>;
 }
 
 /// What a machine boots from.

@@ -2,6 +2,8 @@
 
 use crate::host::{Host, exit, stderr};
 use axum::http::StatusCode;
+use podflare_hostd::headroom::Disk;
+use podflare_hostd::pool::policy::Memory;
 use serde_json::json;
 use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
@@ -400,4 +402,34 @@ async fn a_guest_that_sends_output_of_an_execution_that_does_not_run_is_ended() 
     let told = "the sandbox has ended: its guest no longer answers: its agent does not keep to the protocol: \
                 it sent output of an execution that does not run";
     assert_eq!(events, [stderr(told), exit(137)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_host_that_is_short_of_memory_or_disk_makes_nothing_and_harms_nothing() {
+    const GIB: u64 = 1 << 30;
+    let host = Host::start(&[]).await;
+    let id = host.create().await;
+    let checkpoint = host.checkpoint(&id).await;
+    let memory = |available| Memory { total: 16 * GIB, available };
+    let disk = |free| Disk { total: 64 * GIB, free };
+    for (what, short) in [("memory", true), ("disk", false)] {
+        host.vmm.set_memory(memory(if short { GIB - 1 } else { 8 * GIB }));
+        host.vmm.set_disk(disk(if short { 8 * GIB } else { GIB - 1 }));
+        // A reading is good for a second.
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        for answer in [
+            host.post("/v1/sandboxes", &json!({})).await,
+            host.post(&format!("/v1/sandboxes/{id}/fork"), &json!({})).await,
+            host.post(&format!("/v1/sandboxes/{id}/checkpoints"), &json!({})).await,
+            host.restore(&id, &checkpoint).await,
+        ] {
+            assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE, "{}", answer.body);
+            assert!(answer.headers.contains_key("retry-after"));
+            assert!(answer.error().contains(&format!("1023 MiB of {what} left")), "{}", answer.body);
+        }
+        assert_eq!(host.exec(&id, "pass").await, [exit(0)]);
+    }
+    host.vmm.set_disk(disk(8 * GIB));
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    host.create().await;
 }

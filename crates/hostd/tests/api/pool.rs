@@ -187,7 +187,7 @@ async fn a_pool_grows_with_demand_and_falls_back_to_its_target() {
 async fn a_pool_is_no_larger_than_the_hosts_memory_allows() {
     let host = Host::start(&["--pool-size", "4"]).await;
     let total = 8 << 30;
-    host.vmm.set_memory(Memory { total, available: 0 });
+    host.vmm.set_memory(Memory { total, available: total / 10 });
     until("all members have ended", async || host.pool().counters().levels.ready == 0).await;
     let answer = host.post("/v1/sandboxes", &json!({})).await;
     assert_eq!(answer.status, 200, "a copy is made on demand: {}", answer.body);

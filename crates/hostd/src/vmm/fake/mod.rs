@@ -9,6 +9,7 @@ mod files;
 mod saved;
 mod terminals;
 
+use crate::headroom::Disk;
 use crate::pool::policy::Memory;
 use crate::vmm::{
     BootSpec, Ending, Fork, ForkTimes, GuestStream, LoadSpec, Machine, Pending, SavedFiles, ThawTimes, Vmm,
@@ -71,6 +72,7 @@ struct World {
     refuses_growth: AtomicBool,
     saved: saved::Saved,
     memory: Mutex<Option<Memory>>,
+    disk: Mutex<Option<Disk>>,
 }
 
 impl FakeVmm {
@@ -186,6 +188,11 @@ impl FakeVmm {
         *lock(&self.0.memory) = Some(memory);
     }
 
+    /// From now on the host has so much disk. Before, nobody knows how much.
+    pub fn set_disk(&self, disk: Disk) {
+        *lock(&self.0.disk) = Some(disk);
+    }
+
     /// The next so many guests stand still as soon as they are renewed.
     pub fn stall_after_renewals(&self, count: u32) {
         self.0.renewals_to_stall_after.store(count, Ordering::SeqCst);
@@ -245,6 +252,10 @@ impl Vmm for FakeVmm {
 
     fn memory(&self) -> Option<Memory> {
         *lock(&self.0.memory)
+    }
+
+    fn disk(&self) -> Option<Disk> {
+        *lock(&self.0.disk)
     }
 
     fn none_left(&self) -> BoxFuture<'static, ()> {

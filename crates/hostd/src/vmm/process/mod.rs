@@ -9,6 +9,7 @@ mod layer;
 mod link;
 mod memory;
 
+use crate::headroom::Disk;
 use crate::pool::policy::Memory;
 use crate::printable::printable;
 use crate::vmm::{
@@ -21,6 +22,7 @@ use futures_util::future::{BoxFuture, ready};
 use link::{Link, Parting};
 use podflare_channel::{Channel, ChannelError};
 use podflare_wire::control::{Check, Command, Extent, PageRun, Reply};
+use rustix::fs::statvfs;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
@@ -123,6 +125,12 @@ impl Vmm for ProcessVmm {
 
     fn memory(&self) -> Option<Memory> {
         memory::memory()
+    }
+
+    fn disk(&self) -> Option<Disk> {
+        let found = statvfs(&self.home.state_dir).ok()?;
+        let bytes = |blocks: u64| blocks.saturating_mul(found.f_frsize);
+        Some(Disk { total: bytes(found.f_blocks), free: bytes(found.f_bavail) })
     }
 
     fn none_left(&self) -> BoxFuture<'static, ()> {
