@@ -19,6 +19,7 @@ use podflare_emulated_host::places::Places;
 use podflare_image::template::store::Taken;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -160,6 +161,19 @@ impl Client {
     pub(crate) fn remove_space(&self, id: &SpaceId) -> anyhow::Result<()> {
         let request = self.agent.delete(self.address(&format!("/spaces/{id}")));
         self.checked(request.header("authorization", self.authorization()).call()).map(drop)
+    }
+
+    /// Writes a Space into a file.
+    pub(crate) fn export_space(&self, id: &SpaceId, file: &mut File) -> anyhow::Result<u64> {
+        let request = self.agent.get(self.address(&format!("/spaces/{id}/export")));
+        let answer = self.checked(request.header("authorization", self.authorization()).call())?;
+        std::io::copy(&mut answer.into_body().into_reader(), file).context("The Space came only in part")
+    }
+
+    pub(crate) fn import_space(&self, file: File) -> anyhow::Result<SpaceView> {
+        let post = self.agent.post(self.address("/spaces/import"));
+        let mut answer = self.checked(post.header("authorization", self.authorization()).send(file))?;
+        answer.body_mut().read_json().context("Cannot read the new Space")
     }
 
     pub(crate) fn create_key(&self, wanted: &CreateKey) -> anyhow::Result<KeyCreated> {

@@ -255,6 +255,29 @@ pub(crate) enum SpaceCommand {
     Ls(Host),
     /// Remove a Space
     Rm(SpaceRm),
+    /// Write a Space into a file, which another host can take
+    Export(SpaceExport),
+    /// Take a Space from a file, and print its id here
+    Import(SpaceImport),
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct SpaceExport {
+    #[command(flatten)]
+    pub(crate) host: Host,
+    #[arg(value_name = "SPACE")]
+    pub(crate) space: SpaceId,
+    /// A file that is not there yet
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct SpaceImport {
+    #[command(flatten)]
+    pub(crate) host: Host,
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
 }
 
 #[derive(Debug, clap::Args)]

@@ -58,6 +58,12 @@ fn run(args: Args, output: &Output) -> anyhow::Result<ExitCode> {
         Command::Resume(resume) => commands::spaces::resume(&resume, &places, output),
         Command::Spaces { command: SpaceCommand::Ls(host) } => commands::spaces::ls(&host, &places, output),
         Command::Spaces { command: SpaceCommand::Rm(rm) } => commands::spaces::rm(&rm, &places, output),
+        Command::Spaces { command: SpaceCommand::Export(export) } => {
+            commands::spaces::export(&export, &places, output)
+        }
+        Command::Spaces { command: SpaceCommand::Import(import) } => {
+            commands::spaces::import(&import, &places, output)
+        }
         Command::Top(top) => commands::top::run(&top, &places, output),
         Command::Run(run) => commands::run::run(&run, &places, output),
         Command::Shell(shell) => commands::shell::run(&shell, &places, output),

@@ -4,6 +4,7 @@ use crate::headroom::Reserves;
 use crate::network::dns::Upstreams;
 use crate::network::egress::Cidr;
 use crate::sandbox::state::{Terms, TermsOffered};
+use crate::space::seal::{SealingKey, SealingKeyError};
 use crate::template::guest_settings::{GuestSettings, GuestSettingsError};
 use crate::template::size::{RAM_STEP_MIB, SizeLimits};
 use crate::tenant::{Known, Secret};
@@ -14,6 +15,7 @@ use podflare_wire::limits::{DISK_GIB_MAX, MEMORY_MIB_MAX, VCPUS_MAX};
 use std::net::SocketAddr;
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// The longest time that can be set, in seconds: ten years.
@@ -113,6 +115,10 @@ pub struct Arguments {
     /// Folder of what outlives hostd: its database and the Spaces
     #[arg(long, env = "PODFLARE_DATA_DIR", default_value = "/var/lib/podflare/data")]
     data_dir: PathBuf,
+
+    /// A file with a secret that Spaces are sealed with, so that nobody without it can read them from the disk: 32 bytes or more
+    #[arg(long, env = "PODFLARE_SPACES_KEY_FILE", value_name = "FILE")]
+    spaces_key_file: Option<PathBuf>,
 
     /// API keys besides those that are made while the host runs, separated by commas
     #[arg(long, env = "PODFLARE_API_KEYS", hide_env_values = true, value_delimiter = ',')]
@@ -228,6 +234,7 @@ pub struct Settings {
     pub keys: Known,
     pub tiers: Tiers,
     pub data_dir: PathBuf,
+    pub spaces_key: Option<Arc<SealingKey>>,
     pub image: Image,
     pub state_dir: PathBuf,
     pub machines: Machines,
@@ -297,6 +304,8 @@ pub enum SettingsError {
     Tiers(#[from] TiersError),
     #[error("Could not find the podflare-vmm program beside this one; set PODFLARE_VMM")]
     FindProgram(#[source] std::io::Error),
+    #[error(transparent)]
+    SpacesKey(#[from] SealingKeyError),
     #[error("Guests cannot be told of this host's network")]
     Guests(#[from] GuestSettingsError),
 }
@@ -331,6 +340,7 @@ impl Arguments {
             keys: self.known_keys(),
             tiers: Tiers::read(self.tiers.as_deref())?,
             data_dir: self.data_dir,
+            spaces_key: self.spaces_key_file.as_deref().map(SealingKey::read).transpose()?.map(Arc::new),
             image: Image::in_folder(&self.image_dir, self.rootfs),
             state_dir: self.state_dir,
             machines,

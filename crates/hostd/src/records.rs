@@ -41,7 +41,8 @@ impl Records {
             Machines::Processes { .. } => settings.data_dir.clone(),
             Machines::Fake => settings.data_dir.join("fake"),
         };
-        let spaces = Spaces::read(&folder).map_err(|source| RecordsError::Spaces { folder, source })?;
+        let spaces = Spaces::read(&folder, settings.spaces_key.clone())
+            .map_err(|source| RecordsError::Spaces { folder, source })?;
         Ok(Records {
             keys,
             journal: Arc::new(journal),

@@ -1,11 +1,13 @@
 //! `podflare freeze`, `resume` and `spaces`.
 
 use crate::api::Client;
-use crate::args::{Freeze, Host, Resume, SpaceRm};
+use crate::args::{Freeze, Host, Resume, SpaceExport, SpaceImport, SpaceRm};
 use crate::output::Output;
 use crate::table::{age, table};
+use anyhow::Context;
 use podflare_api::space::{ResumeSpace, SpaceView};
 use podflare_emulated_host::places::Places;
+use std::fs::File;
 use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -41,6 +43,32 @@ pub(crate) fn ls(host: &Host, places: &Places, output: &Output) -> anyhow::Resul
 pub(crate) fn rm(args: &SpaceRm, places: &Places, output: &Output) -> anyhow::Result<ExitCode> {
     Client::of(&args.host, places)?.remove_space(&args.space)?;
     output.note(&format!("{} is removed.", args.space));
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(crate) fn export(args: &SpaceExport, places: &Places, output: &Output) -> anyhow::Result<ExitCode> {
+    let client = Client::of(&args.host, places)?;
+    let path = &args.file;
+    let mut file = File::create_new(path).with_context(|| format!("Cannot make {}", path.display()))?;
+    let written = client.export_space(&args.space, &mut file).and_then(|bytes| {
+        file.sync_all().with_context(|| format!("Cannot write {}", path.display()))?;
+        Ok(bytes)
+    });
+    match written {
+        Ok(bytes) => output.note(&format!("{} MiB in {}.", bytes.div_ceil(1 << 20), path.display())),
+        Err(error) => {
+            // What came only in part is of no use.
+            std::fs::remove_file(path).ok();
+            return Err(error);
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(crate) fn import(args: &SpaceImport, places: &Places, output: &Output) -> anyhow::Result<ExitCode> {
+    let file = File::open(&args.file).with_context(|| format!("Cannot open {}", args.file.display()))?;
+    let space = Client::of(&args.host, places)?.import_space(file)?;
+    output.line(space.id.as_str())?;
     Ok(ExitCode::SUCCESS)
 }
 

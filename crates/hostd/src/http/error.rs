@@ -22,8 +22,10 @@ use crate::sandbox::restore::RestoreError;
 use crate::sandbox::terminal::TerminalError;
 use crate::slots::NoSlot;
 use crate::space::FindError as SpaceError;
+use crate::space::base::BaseError;
 use crate::space::freeze::FreezeError;
 use crate::space::resume::ResumeError;
+use crate::space::transfer::{ExportError, ImportError};
 use crate::store::StoreError;
 use crate::template::folder::FolderError;
 use crate::template::shelf::{RemoveError, UseError};
@@ -39,6 +41,7 @@ use podflare_api::error::ErrorBody;
 use podflare_api::sandbox::ChildFailure;
 use podflare_wire::terminal::Cause;
 use std::error::Error;
+use std::io::ErrorKind;
 use std::time::Duration;
 
 /// When to ask a host again that has too many copies to make.
@@ -363,6 +366,38 @@ impl From<ResumeError> for ApiError {
             | ResumeError::Overlay(_)
             | ResumeError::Copy(_)
             | ResumeError::Ended => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        ApiError::new(status, &error)
+    }
+}
+
+impl From<ExportError> for ApiError {
+    fn from(error: ExportError) -> ApiError {
+        let status = match &error {
+            ExportError::Find(error) => status_of_space(error),
+            ExportError::Base(BaseError::Key { .. } | BaseError::Missing { .. }) => StatusCode::CONFLICT,
+            ExportError::Base(_) | ExportError::Files(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        ApiError::new(status, &error)
+    }
+}
+
+impl From<ImportError> for ApiError {
+    fn from(error: ImportError) -> ApiError {
+        let status = match &error {
+            ImportError::Malformed(_) | ImportError::Body(_) => StatusCode::BAD_REQUEST,
+            ImportError::TooLarge { .. }
+            | ImportError::Format { .. }
+            | ImportError::NoImage { .. }
+            | ImportError::OtherBase { .. }
+            | ImportError::Base(_)
+            | ImportError::Overlay(_) => StatusCode::CONFLICT,
+            ImportError::TooMany(_) => StatusCode::TOO_MANY_REQUESTS,
+            ImportError::Folder(error) if error.kind() == ErrorKind::StorageFull => {
+                StatusCode::INSUFFICIENT_STORAGE
+            }
+            ImportError::Folder(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            ImportError::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
         };
         ApiError::new(status, &error)
     }

@@ -5,6 +5,8 @@
 
 use super::folder::{Draft, Folders};
 use super::image::ImageDigest;
+use super::parts::Parts;
+use super::seal::SealingKey;
 use crate::chain::chain;
 use crate::sandbox::agent::GuestIdentity;
 use crate::sandbox::events::unix_time_ms;
@@ -57,6 +59,8 @@ pub struct Base {
     id: String,
     folder: PathBuf,
     manifest: Manifest,
+    /// The host's.
+    key: Option<Arc<SealingKey>>,
     machine: tokio::sync::Mutex<Loaded>,
     /// Its template is gone.
     is_forgotten: AtomicBool,
@@ -70,8 +74,9 @@ struct Loaded {
     asked_for: Option<Instant>,
 }
 
+/// What a base's folder says of it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-struct Manifest {
+pub(super) struct Manifest {
     /// Of the agent in the guest.
     protocol: u32,
     image: ImageDigest,
@@ -79,6 +84,8 @@ struct Manifest {
     rootfs: Option<PathBuf>,
     /// Milliseconds since 1970-01-01 UTC.
     saved_at_ms: u64,
+    /// The key that it is sealed with.
+    sealed_with: Option<String>,
     /// The template that it is the machine of.
     template: Option<KeptTemplate>,
 }
@@ -91,6 +98,13 @@ struct KeptTemplate {
     ingredients: Ingredients,
     hot_pages: u64,
     rested: bool,
+}
+
+impl Manifest {
+    /// The root disk image that it was booted with.
+    pub(super) fn image(&self) -> &ImageDigest {
+        &self.image
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -112,6 +126,10 @@ pub enum BaseError {
         "Its guest speaks version {found} of the agent's protocol; this program speaks version {PROTOCOL}"
     )]
     Protocol { found: u32 },
+    #[error(
+        "It is sealed with the key {sealed_with}, which this host has not; PODFLARE_SPACES_KEY_FILE names the file with it"
+    )]
+    Key { sealed_with: String },
     #[error("The host is shutting down")]
     ShuttingDown,
 }
@@ -160,28 +178,54 @@ impl Origin {
 #[derive(Debug)]
 pub(super) struct Bases {
     folders: Folders,
+    key: Option<Arc<SealingKey>>,
     there: Mutex<HashMap<String, Arc<Base>>>,
 }
 
 impl Bases {
     /// Those of a folder. One that cannot be read stays where it is: there may be Spaces of it.
-    pub(super) fn read(folders: Folders) -> io::Result<Bases> {
+    pub(super) fn read(folders: Folders, key: Option<Arc<SealingKey>>) -> io::Result<Bases> {
         let mut there = HashMap::new();
         for id in folders.read()? {
             match folders.manifest(&id) {
                 Ok(manifest) => {
                     let folder = folders.path(&id);
-                    there.insert(id.clone(), Base::new(id, folder, manifest));
+                    there.insert(id.clone(), Base::new(id, folder, manifest, key.clone()));
                 }
                 Err(error) => tracing::warn!(id, %error, "The manifest of a base cannot be read"),
             }
         }
-        Ok(Bases { folders, there: Mutex::new(there) })
+        Ok(Bases { folders, key, there: Mutex::new(there) })
     }
 
     /// The base of an origin. If there is none yet, it is made of its template, or of a frozen machine if that is gone.
     pub(super) async fn of(&self, origin: &Origin, frozen: &dyn Machine) -> Result<Arc<Base>, BaseError> {
         origin.base.get_or_try_init(|| self.save(origin, frozen)).await.cloned()
+    }
+
+    /// A folder for one that comes from elsewhere.
+    pub(super) fn begin(&self, id: &str) -> io::Result<Draft> {
+        self.folders.begin(id)
+    }
+
+    /// Takes one that comes from elsewhere, and is complete but for its image. It is kept for no template: only its Spaces
+    /// are known to be its sender's.
+    pub(super) fn adopt(
+        &self,
+        id: &str,
+        draft: Draft,
+        manifest: Manifest,
+        rootfs: &Path,
+        key: Option<&SealingKey>,
+    ) -> io::Result<()> {
+        let rootfs = keep_image(&draft, rootfs)?;
+        let sealed_with = key.map(|key| key.id().to_owned());
+        let saved_at_ms = unix_time_ms();
+        let manifest = Manifest { rootfs, saved_at_ms, sealed_with, template: None, ..manifest };
+        draft.publish(&manifest)?;
+        let base = Base::new(id.to_owned(), self.folders.path(id), manifest, self.key.clone());
+        self.lock().insert(id.to_owned(), base);
+        Ok(())
     }
 
     pub(super) fn find(&self, id: &str) -> Result<Arc<Base>, BaseError> {
@@ -254,24 +298,29 @@ impl Bases {
             Some(Err(_)) | None => None,
         };
         let kept = kept.flatten().filter(|_| twin.is_some());
+        // What is a template's is nobody's secret; what is made of a sandbox's machine is as the sandbox is.
+        let key = self.key.clone().filter(|_| twin.is_none());
         let id = random_id();
-        let (folders, name, rootfs) = (self.folders.clone(), id.clone(), origin.rootfs.clone());
-        let (draft, files, manifest) = blocking(move || begin(&folders, &name, &rootfs, kept)).await?;
+        let (folders, name, rootfs, sealed_with) =
+            (self.folders.clone(), id.clone(), origin.rootfs.clone(), key.clone());
+        let begun = blocking(move || begin(&folders, &name, &rootfs, kept, sealed_with.as_deref()));
+        let (draft, files, manifest) = begun.await?;
         let source = twin.as_deref().unwrap_or(frozen);
         let saved = source.save(&files, None).await.map_err(BaseError::Save);
         if let Some(twin) = &twin {
             drop(twin.end());
         }
         saved?;
-        let written = manifest.clone();
+        let (name, written) = (id.clone(), manifest.clone());
         let bytes = blocking(move || {
-            let bytes = files.sync()?;
+            let parts = Parts { folder: draft.path(), name: &name, key: key.as_deref() };
+            let bytes = parts.finish(&files)?;
             draft.publish(&written)?;
             Ok(bytes)
         })
         .await?;
         tracing::info!(id, bytes, "Saved what Spaces of a template are compared with");
-        let base = Base::new(id.clone(), self.folders.path(&id), manifest);
+        let base = Base::new(id.clone(), self.folders.path(&id), manifest, self.key.clone());
         self.lock().insert(id, base.clone());
         Ok(base)
     }
@@ -297,21 +346,39 @@ fn begin(
     id: &str,
     rootfs: &Path,
     template: Option<KeptTemplate>,
+    key: Option<&SealingKey>,
 ) -> io::Result<(Draft, SavedFiles, Manifest)> {
     let draft = folders.begin(id)?;
-    let files = SavedFiles::create(draft.path())?;
-    let rootfs = fs::canonicalize(rootfs)?;
-    let image = ImageDigest::read(&rootfs)?;
-    let is_linked = fs::hard_link(&rootfs, draft.path().join(ROOTFS)).is_ok();
-    let rootfs = (!is_linked).then_some(rootfs);
-    let manifest = Manifest { protocol: PROTOCOL, image, rootfs, saved_at_ms: unix_time_ms(), template };
+    let files = Parts { folder: draft.path(), name: id, key }.create()?;
+    let image = ImageDigest::read(rootfs)?;
+    let rootfs = keep_image(&draft, rootfs)?;
+    let sealed_with = key.map(|key| key.id().to_owned());
+    let saved_at_ms = unix_time_ms();
+    let manifest = Manifest { protocol: PROTOCOL, image, rootfs, saved_at_ms, sealed_with, template };
     Ok((draft, files, manifest))
 }
 
+/// Says where the image is if it cannot be kept in the folder.
+fn keep_image(draft: &Draft, rootfs: &Path) -> io::Result<Option<PathBuf>> {
+    let rootfs = fs::canonicalize(rootfs)?;
+    let is_linked = fs::hard_link(&rootfs, draft.path().join(ROOTFS)).is_ok();
+    Ok((!is_linked).then_some(rootfs))
+}
+
+/// The key that something was sealed with; none if it was not.
+pub(super) fn key_of(
+    here: Option<&Arc<SealingKey>>,
+    sealed_with: Option<&str>,
+) -> Result<Option<Arc<SealingKey>>, BaseError> {
+    let Some(sealed_with) = sealed_with else { return Ok(None) };
+    let key = here.filter(|key| key.id() == sealed_with).cloned();
+    key.map(Some).ok_or_else(|| BaseError::Key { sealed_with: sealed_with.to_owned() })
+}
+
 impl Base {
-    fn new(id: String, folder: PathBuf, manifest: Manifest) -> Arc<Base> {
+    fn new(id: String, folder: PathBuf, manifest: Manifest, key: Option<Arc<SealingKey>>) -> Arc<Base> {
         let machine = tokio::sync::Mutex::new(Loaded::default());
-        Arc::new(Base { id, folder, manifest, machine, is_forgotten: AtomicBool::new(false) })
+        Arc::new(Base { id, folder, manifest, key, machine, is_forgotten: AtomicBool::new(false) })
     }
 
     /// The template that it is kept for.
@@ -323,9 +390,20 @@ impl Base {
         &self.id
     }
 
-    pub(super) async fn files(&self) -> Result<SavedFiles, BaseError> {
-        let folder = self.folder.clone();
-        blocking(move || SavedFiles::open(&folder)).await
+    /// What is said of it elsewhere.
+    pub(super) fn exported(&self) -> Manifest {
+        Manifest { rootfs: None, sealed_with: None, template: None, ..self.manifest.clone() }
+    }
+
+    pub(super) async fn files(self: &Arc<Self>) -> Result<SavedFiles, BaseError> {
+        let base = self.clone();
+        // The work does not panic, and is cancelled only with the runtime.
+        spawn_blocking(move || base.files_blocking()).await.map_err(|_| BaseError::ShuttingDown)?
+    }
+
+    pub(super) fn files_blocking(&self) -> Result<SavedFiles, BaseError> {
+        let key = key_of(self.key.as_ref(), self.manifest.sealed_with.as_deref())?;
+        Ok(Parts { folder: &self.folder, name: &self.id, key: key.as_deref() }.open()?)
     }
 
     /// Its machine, frozen, which others may ask for soon.
@@ -343,7 +421,7 @@ impl Base {
     }
 
     /// Its machine, frozen, for as long as somebody has it.
-    async fn machine(&self, vmm: &dyn Vmm) -> Result<Arc<dyn Machine>, BaseError> {
+    async fn machine(self: &Arc<Self>, vmm: &dyn Vmm) -> Result<Arc<dyn Machine>, BaseError> {
         let mut loaded = self.machine.lock().await;
         let lives = |machine: &Arc<dyn Machine>| machine.ended().now_or_never().is_none();
         if let Some(machine) = loaded.machine.as_ref().and_then(Weak::upgrade).filter(lives) {

@@ -3,6 +3,8 @@
 
 use super::base::BaseError;
 use super::folder::Draft;
+use super::parts::Parts;
+use super::seal::SealingKey;
 use super::{FORMAT, Manifest, Reserved, TooMany};
 use crate::app::App;
 use crate::chain::chain;
@@ -179,11 +181,9 @@ async fn write(
     reserved: &Reserved,
     frozen_at_ms: u64,
 ) -> Result<Manifest, FreezeError> {
-    let (draft, files) = {
-        let draft = reserved.begin()?;
-        let files = SavedFiles::create(draft.path())?;
-        (draft, files)
-    };
+    let key = app.spaces.key.clone();
+    let draft = reserved.begin()?;
+    let files = Parts { folder: draft.path(), name: reserved.id.as_str(), key: key.as_deref() }.create()?;
     let base = app.spaces.bases.of(&source.lineage().origin, twin).await?;
     let base_files = base.files().await?;
     let saved = timeout(SAVE_LIMIT, twin.save(&files, Some(&base_files))).await;
@@ -193,26 +193,28 @@ async fn write(
         program: env!("CARGO_PKG_VERSION").to_owned(),
         key: source.tenant().key().cloned(),
         base: base.id().to_owned(),
+        sealed_with: key.as_ref().map(|key| key.id().to_owned()),
         view: view(source, reserved.id.clone(), bytes, frozen_at_ms),
     };
-    publish(draft, files, manifest).await
+    publish(draft, files, (reserved.id.clone(), key.clone()), manifest).await
 }
 
 /// It is complete when this returns, whenever the host is ended.
 async fn publish(
     draft: Draft,
     files: SavedFiles,
+    (id, key): (SpaceId, Option<Arc<SealingKey>>),
     manifest: impl FnOnce(u64) -> Manifest,
 ) -> Result<Manifest, FreezeError> {
-    let (files, bytes) = blocking(move || {
-        let bytes = files.sync()?;
-        Ok((files, bytes))
+    let (draft, bytes) = blocking(move || {
+        let parts = Parts { folder: draft.path(), name: id.as_str(), key: key.as_deref() };
+        let bytes = parts.finish(&files)?;
+        Ok((draft, bytes))
     })
     .await?;
     let manifest = manifest(bytes);
     let written = manifest.clone();
     blocking(move || draft.publish(&written)).await?;
-    drop(files);
     Ok(manifest)
 }
 

@@ -17,7 +17,10 @@ pub mod base;
 mod folder;
 pub mod freeze;
 pub mod image;
+mod parts;
 pub mod resume;
+pub mod seal;
+pub mod transfer;
 
 use crate::chain::chain;
 use crate::sandbox::agent::GuestIdentity;
@@ -30,6 +33,7 @@ use base::{Base, BaseError, Bases};
 use folder::{Draft, Folders};
 use podflare_api::id::{KeyId, SpaceId};
 use podflare_api::space::SpaceView;
+use seal::SealingKey;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::io;
@@ -44,6 +48,7 @@ const FORMAT: u32 = 1;
 pub struct Spaces {
     folders: Folders,
     bases: Bases,
+    key: Option<Arc<SealingKey>>,
     /// A plain mutex: it is held for look-ups and changes, never across an await.
     all: Mutex<HashMap<SpaceId, Entry>>,
     pub(crate) wishes: mpsc::UnboundedSender<freeze::Wish>,
@@ -86,6 +91,8 @@ struct Manifest {
     key: Option<KeyId>,
     /// What it is to be laid over.
     base: String,
+    /// The key that it is sealed with.
+    sealed_with: Option<String>,
     view: SpaceView,
 }
 
@@ -117,7 +124,7 @@ pub struct TooMany {
 
 impl Spaces {
     /// What is in a host's folder of data. Folders that are not complete are removed.
-    pub fn read(data_dir: &Path) -> io::Result<Arc<Spaces>> {
+    pub fn read(data_dir: &Path, key: Option<Arc<SealingKey>>) -> io::Result<Arc<Spaces>> {
         let folders = Folders::new(data_dir.join("spaces"));
         let mut all = HashMap::new();
         for name in folders.read()? {
@@ -127,10 +134,10 @@ impl Spaces {
                 Err(error) => tracing::error!(%id, %error, "The manifest of a Space cannot be read"),
             }
         }
-        let bases = Bases::read(Folders::new(data_dir.join("bases")))?;
+        let bases = Bases::read(Folders::new(data_dir.join("bases")), key.clone())?;
         let (wishes, wished) = mpsc::unbounded_channel();
         let wished = tokio::sync::Mutex::new(wished);
-        Ok(Arc::new(Spaces { folders, bases, all: Mutex::new(all), wishes, wished }))
+        Ok(Arc::new(Spaces { folders, bases, key, all: Mutex::new(all), wishes, wished }))
     }
 
     /// Those that a tenant can resume, oldest first.

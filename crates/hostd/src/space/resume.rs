@@ -1,6 +1,7 @@
 //! Resuming: a copy of the base, with the Space laid over it, is copied and made its own as any other.
 
-use super::base::{BaseError, Origin};
+use super::base::{BaseError, Origin, key_of};
+use super::parts::Parts;
 use super::{Claimed, FindError};
 use crate::app::App;
 use crate::network::egress::{Egress, EgressError};
@@ -15,7 +16,7 @@ use crate::sandbox::{Lineage, Sandbox};
 use crate::slots::NoSlot;
 use crate::template::Shape;
 use crate::tenant::Tenant;
-use crate::vmm::{Fork, Machine, SavedFiles, VmmError};
+use crate::vmm::{Fork, Machine, VmmError};
 use podflare_api::event::Happening;
 use podflare_api::sandbox::SandboxCreated;
 use podflare_api::space::{ResumeSpace, SpaceView};
@@ -56,8 +57,12 @@ impl ResumeError {
             ResumeError::Base(BaseError::Load(error)) | ResumeError::Overlay(error) => is_unusable(error),
             ResumeError::Base(error) => matches!(
                 error,
-                BaseError::Missing { .. } | BaseError::Image { .. } | BaseError::Protocol { .. }
+                BaseError::Missing { .. }
+                    | BaseError::Image { .. }
+                    | BaseError::Protocol { .. }
+                    | BaseError::Key { .. }
             ),
+            ResumeError::Files(error) => error.kind() == io::ErrorKind::InvalidData,
             _ => false,
         }
     }
@@ -132,9 +137,12 @@ fn shape(view: &SpaceView) -> Shape {
 async fn laid_over(app: &App, space: &Claimed) -> Result<Arc<dyn Machine>, ResumeError> {
     let base = space.base()?;
     let template = base.machine_to_copy(app.vmm()).await?;
-    let folder = space.folder();
+    let key = key_of(app.spaces.key.as_ref(), space.manifest.sealed_with.as_deref())?;
+    let (folder, id) = (space.folder(), space.id.clone());
     // The work does not panic, and is cancelled only with the runtime.
-    let opened = spawn_blocking(move || SavedFiles::open(&folder)).await;
+    let opened =
+        spawn_blocking(move || Parts { folder: &folder, name: id.as_str(), key: key.as_deref() }.open())
+            .await;
     let files = opened.map_err(|_| BaseError::ShuttingDown)?.map_err(ResumeError::Files)?;
     let Fork { copy, done } = template.fork().map_err(CopyError::of_source)?;
     let overlaid = copy.overlay(&files);

@@ -1,13 +1,10 @@
 //! A frozen machine in files.
 
 use podflare_wire::control::Fault;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
-
-const NAMES: [&str; 3] = ["state", "memory", "disk"];
+use std::path::PathBuf;
 
 /// Three parts that belong together, open.
 #[derive(Debug)]
@@ -32,21 +29,9 @@ pub struct Unusable {
 }
 
 impl SavedFiles {
-    /// New ones, empty, in a folder.
-    pub fn create(folder: &Path) -> io::Result<SavedFiles> {
-        let mut options = OpenOptions::new();
-        SavedFiles::with(folder, options.read(true).write(true).create_new(true).mode(0o600))
-    }
-
-    /// Those of a folder. They are only read.
-    pub fn open(folder: &Path) -> io::Result<SavedFiles> {
-        SavedFiles::with(folder, OpenOptions::new().read(true))
-    }
-
-    fn with(folder: &Path, options: &OpenOptions) -> io::Result<SavedFiles> {
-        let open = |name: &str| options.open(folder.join(name));
-        let [state, memory, disk] = NAMES;
-        Ok(SavedFiles { parts: [open(state)?, open(memory)?, open(disk)?] })
+    /// State, memory and disk.
+    pub fn new(parts: [File; 3]) -> SavedFiles {
+        SavedFiles { parts }
     }
 
     pub fn parts(&self) -> &[File; 3] {

@@ -116,6 +116,21 @@ impl Host {
         Host { app, vmm, network, keeper, arguments, data }
     }
 
+    /// Another host, which has the same image and machines and nothing else.
+    pub(crate) async fn start_beside(&self) -> Host {
+        let data = Arc::new(tempfile::tempdir().unwrap());
+        let arguments: Vec<&str> = self.arguments.iter().map(String::as_str).collect();
+        let store = Store::in_memory().unwrap();
+        Host::with_data(&arguments, data, self.vmm.clone(), store).ready().await
+    }
+
+    /// The bytes of an answer.
+    pub(crate) async fn send_for_bytes(&self, request: Request<Body>) -> (StatusCode, Bytes) {
+        let response = self.router().oneshot(request).await.unwrap();
+        let (parts, body) = response.into_parts();
+        (parts.status, body.collect().await.unwrap().to_bytes())
+    }
+
     /// Where it keeps Spaces.
     pub(crate) fn spaces_folder(&self) -> PathBuf {
         self.data.path().join("fake/spaces")

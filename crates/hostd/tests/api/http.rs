@@ -172,6 +172,7 @@ async fn every_answer_says_how_long_it_took() {
         let frozen = host.create().await;
         let space = host.post(&format!("/v1/sandboxes/{frozen}/freeze"), &json!({})).await;
         let space = space.json()["id"].as_str().unwrap().to_owned();
+        let archive = crate::spaces::exported(&host, &space).await;
         let names = [
             ("{id}", &id),
             ("{space}", &space),
@@ -202,6 +203,7 @@ async fn every_answer_says_how_long_it_took() {
             _ => None,
         };
         let answer = match body {
+            None if path == "/v1/spaces/import" => crate::spaces::import(&host, archive).await,
             Some(body) if endpoint.method == Method::Put => host.put(&path, &body).await,
             Some(body) => host.post(&path, &body).await,
             None => host.send(request_to(endpoint.method, &path)).await,

@@ -1,7 +1,8 @@
 //! Spaces: what is frozen comes back as it was, once or as often as wanted, whatever becomes of the host.
 
 use crate::host::{Answer, Host, exit, until};
-use axum::http::StatusCode;
+use axum::body::{Body, Bytes};
+use axum::http::{Request, StatusCode};
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 use std::fs;
@@ -31,6 +32,18 @@ async fn resumed(host: &Host, space: &str, body: &Value) -> String {
     let answer = resume(host, space, body).await;
     assert_eq!(answer.status, StatusCode::OK, "{}", answer.body);
     answer.json()["id"].as_str().unwrap().to_owned()
+}
+
+/// A Space as one file.
+pub(crate) async fn exported(host: &Host, space: &str) -> Bytes {
+    let request = Request::get(format!("/v1/spaces/{space}/export")).body(Body::empty()).unwrap();
+    let (status, archive) = host.send_for_bytes(request).await;
+    assert_eq!(status, StatusCode::OK);
+    archive
+}
+
+pub(crate) async fn import(host: &Host, archive: impl Into<Body>) -> Answer {
+    host.send(Request::post("/v1/spaces/import").body(archive.into()).unwrap()).await
 }
 
 async fn spaces(host: &Host) -> Vec<String> {
@@ -367,4 +380,123 @@ async fn what_runs_in_a_space_runs_on_when_it_is_resumed() {
     assert!(end.contains(&space), "{end}");
     let resumed = resumed(&host, &space, &json!({})).await;
     assert_eq!(host.exec(&resumed, "pass").await, [exit(0)]);
+}
+
+#[tokio::test]
+async fn a_sealed_space_is_read_by_nobody_without_the_key() {
+    let keys = tempfile::tempdir().unwrap();
+    let file = keys.path().join("key");
+    fs::write(&file, "0123456789abcdef0123456789abcdef").unwrap();
+    let host = Host::start(&["--pool-size", "0", "--spaces-key-file", file.to_str().unwrap()]).await;
+    let space = frozen(&host, &sandbox_with(&host, &json!({}), "secret").await).await;
+    let folder = host.spaces_folder().join(&space);
+    for part in ["state", "memory", "disk"] {
+        assert!(fs::read(folder.join(part)).unwrap().starts_with(b"PODFSEA1"), "{part}");
+    }
+    assert_eq!(host.text(&resumed(&host, &space, &json!({"keep": true})).await, "get x").await, "secret");
+    let mut names = names(&folder);
+    names.sort();
+    assert_eq!(names, ["disk", "manifest.json", "memory", "state"]);
+
+    fs::write(&file, "another one, of thirty-two bytes and more").unwrap();
+    let host = host.start_again().await;
+    let answer = resume(&host, &space, &json!({})).await;
+    assert_eq!(answer.status, StatusCode::CONFLICT, "{}", answer.body);
+    assert!(answer.error().contains("sealed with the key"), "{}", answer.body);
+
+    fs::write(&file, "0123456789abcdef0123456789abcdef").unwrap();
+    let host = host.start_again().await;
+    let sealed = fs::read(folder.join("memory")).unwrap();
+    fs::write(folder.join("memory"), &sealed[..sealed.len() - 1]).unwrap();
+    let answer = resume(&host, &space, &json!({})).await;
+    assert_eq!(answer.status, StatusCode::CONFLICT, "{}", answer.body);
+    fs::write(folder.join("memory"), sealed).unwrap();
+    assert_eq!(host.text(&resumed(&host, &space, &json!({})).await, "get x").await, "secret");
+}
+
+#[tokio::test]
+async fn a_space_goes_as_one_file_to_another_host_and_back() {
+    let host = Host::start(&["--pool-size", "0"]).await;
+    let space = frozen(&host, &sandbox_with(&host, &json!({}), "travels").await).await;
+    let archive = exported(&host, &space).await;
+    host.delete_at(&format!("/v1/spaces/{space}")).await;
+    let other = host.start_beside().await;
+    for host in [&other, &host, &other] {
+        let answer = import(host, archive.clone()).await;
+        assert_eq!(answer.status, StatusCode::OK, "{}", answer.body);
+        let id = answer.json()["id"].as_str().unwrap().to_owned();
+        assert_ne!(id, space);
+        assert_eq!(host.text(&resumed(host, &id, &json!({})).await, "get x").await, "travels");
+    }
+    // Twice there, with one base.
+    assert_eq!(names(&other.bases_folder()).len(), 1);
+}
+
+#[tokio::test]
+async fn a_sealed_space_leaves_its_host_as_it_is_and_is_sealed_again_elsewhere() {
+    let keys = tempfile::tempdir().unwrap();
+    let file = keys.path().join("key");
+    fs::write(&file, "0123456789abcdef0123456789abcdef").unwrap();
+    let host = Host::start(&["--pool-size", "0", "--spaces-key-file", file.to_str().unwrap()]).await;
+    let space = frozen(&host, &sandbox_with(&host, &json!({}), "secret").await).await;
+    let archive = exported(&host, &space).await;
+    assert!(!archive.windows(8).any(|window| window == b"PODFSEA1"));
+    let id = import(&host, archive).await.json()["id"].as_str().unwrap().to_owned();
+    let sealed = fs::read(host.spaces_folder().join(&id).join("memory")).unwrap();
+    assert!(sealed.starts_with(b"PODFSEA1"));
+    assert_eq!(host.text(&resumed(&host, &id, &json!({})).await, "get x").await, "secret");
+}
+
+#[tokio::test]
+async fn what_is_no_exported_space_is_refused_and_leaves_nothing() {
+    let host = Host::start(&["--pool-size", "0"]).await;
+    let space = frozen(&host, &sandbox_with(&host, &json!({}), "x").await).await;
+    let archive = exported(&host, &space).await.to_vec();
+    host.delete_at(&format!("/v1/spaces/{space}")).await;
+    let other = host.start_beside().await;
+    let changed = |from: &str, to: &str| {
+        assert_eq!(from.len(), to.len());
+        let at = archive.windows(from.len()).position(|window| window == from.as_bytes()).unwrap();
+        let mut archive = archive.clone();
+        archive[at..at + to.len()].copy_from_slice(to.as_bytes());
+        archive
+    };
+    let image = "\"image\": \"";
+    let at =
+        archive.windows(image.len()).position(|window| window == image.as_bytes()).unwrap() + image.len();
+    let mut other_image = archive.clone();
+    other_image[at] = if archive[at] == b'0' { b'1' } else { b'0' };
+    let cases = [
+        (Vec::new(), StatusCode::BAD_REQUEST, "manifest.json"),
+        (vec![b'x'; 4096], StatusCode::BAD_REQUEST, ""),
+        (archive[..archive.len() / 2].to_vec(), StatusCode::BAD_REQUEST, ""),
+        (changed("base/memory", "base/../etc"), StatusCode::BAD_REQUEST, "base/memory"),
+        (changed("\"ram_mib\": 1024", "\"ram_mib\": 9999"), StatusCode::CONFLICT, "more than it may"),
+        (changed("\"format\": 1", "\"format\": 7"), StatusCode::CONFLICT, "format 7"),
+        (changed("\"base\": \"base_", "\"base\": \"../x_"), StatusCode::BAD_REQUEST, "no name"),
+        (other_image, StatusCode::CONFLICT, "No template of this host"),
+    ];
+    for (archive, status, words) in cases {
+        let answer = import(&other, archive).await;
+        assert_eq!(answer.status, status, "{}", answer.body);
+        assert!(answer.error().contains(words), "{}", answer.body);
+        assert!(names(&other.spaces_folder()).is_empty() && names(&other.bases_folder()).is_empty());
+    }
+    assert!(spaces(&other).await.is_empty());
+    assert_eq!(import(&other, archive).await.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_base_that_is_there_is_not_changed_by_one_of_its_name() {
+    let host = Host::start(&["--pool-size", "0"]).await;
+    let space = frozen(&host, &sandbox_with(&host, &json!({}), "x").await).await;
+    let archive = exported(&host, &space).await.to_vec();
+    let base = host.bases_folder().join(names(&host.bases_folder()).remove(0));
+    let state = fs::read(base.join("state")).unwrap();
+    fs::write(base.join("state"), [7; 8]).unwrap();
+    let answer = import(&host, archive).await;
+    assert_eq!(answer.status, StatusCode::CONFLICT, "{}", answer.body);
+    assert!(answer.error().contains("another base"), "{}", answer.body);
+    fs::write(base.join("state"), state).unwrap();
+    assert_eq!(host.text(&resumed(&host, &space, &json!({})).await, "get x").await, "x");
 }
