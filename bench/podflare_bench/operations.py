@@ -249,6 +249,39 @@ def restore(host: Host, _: Sandbox) -> Figures:
     return figures
 
 
+def freeze(host: Host, _: Sandbox) -> Figures:
+    """Write a sandbox that has run code to the disk."""
+    with host.sandbox() as sandbox:
+        print_one(sandbox)
+        host.settle()
+        with host.measured() as figures:
+            space = sandbox.freeze()
+    space.delete()
+    return figures
+
+
+def resume(host: Host, _: Sandbox) -> Figures:
+    """Go on with a sandbox from the disk, whose files are in the page cache."""
+    with host.sandbox() as sandbox:
+        print_one(sandbox)
+        space = sandbox.freeze()
+    with space.resume(keep=True) as first:
+        print_one(first)
+    host.settle()
+    with host.measured() as figures:
+        resumed = space.resume(keep=True)
+    with resumed:
+        begun = time.perf_counter()
+        print_one(resumed)
+        figures["print"] = [(time.perf_counter() - begun) * 1000]
+        with host.measured() as forked:
+            [child] = resumed.fork(1)
+        child.close()
+        figures["fork pause"] = forked["pause"]
+    space.delete()
+    return figures
+
+
 def print_one(sandbox: Sandbox) -> None:
     """Run the least code that answers."""
     answer = output(sandbox, "print(1)")
@@ -324,6 +357,8 @@ DISK_SYNC = "disk: 4 KiB written and synced"
 DISK_WRITE = "disk: 64 MiB written and synced"
 CHECKPOINT = "checkpoint"
 RESTORE = "restore"
+FREEZE = "freeze into a Space"
+RESUME = "resume a Space"
 
 OPERATIONS = (
     Operation(HTTP_ANSWER, http_answer),
@@ -350,4 +385,6 @@ OPERATIONS = (
     Operation(DISK_WRITE, disk_write, rarity=20),
     Operation(CHECKPOINT, checkpoint, rarity=5),
     Operation(RESTORE, restore, rarity=5),
+    Operation(FREEZE, freeze, rarity=5),
+    Operation(RESUME, resume, rarity=5),
 )

@@ -65,6 +65,7 @@ PROMISES = (
     Promise(operations.REFILL, "caller", native=Bound(4)),
     Promise(operations.DESTROY, "host", native=Bound(1), emulated=Bound(10)),
     Promise(operations.UPLOAD, "caller", native=Bound(2)),
+    Promise(operations.RESUME, "caller", native=Bound(10)),
 )
 
 # fork(5) until all five have answered, over the same for fork(1), where there are two processors or more.

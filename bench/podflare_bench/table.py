@@ -107,6 +107,10 @@ ROWS = (
     Row(operations.DISK_WRITE, "guest", floor=(HOST_WRITE,)),
     Row(operations.CHECKPOINT, floor=(HTTP, KERNEL_FORK)),
     Row(operations.RESTORE, floor=(HTTP, KERNEL_FORK, VM, PING)),
+    Row(operations.FREEZE, floor=(HTTP, KERNEL_FORK)),
+    Row(operations.RESUME, floor=(HTTP, KERNEL_FORK, VM, PING)),
+    Row(operations.RESUME, "print", ": its first print(1)", (HTTP, PING, PYTHON)),
+    Row(operations.RESUME, "fork pause", ": its first fork's pause", (KERNEL_FORK,)),
 )
 
 
