@@ -74,8 +74,9 @@ bench-vmm: build ## Measure the VMM's fork, idle and busy, and what an idle sand
 	$(BIN)/host-run $(BIN)/bench-busy-fork linux
 	$(BIN)/host-run $(BIN)/bench-density
 
-soak: build ## Run 1,000 rounds of create, fork, merge and close, and kill a host 300 times, and count what is left
+soak: build ## Run 1,000 rounds of everything, freeze and resume 1,000 Spaces, kill a host 300 times; takes hours
 	$(BIN)/host-run $(BIN)/soak-rounds
+	$(BIN)/host-run $(BIN)/soak-spaces
 	$(BIN)/host-run $(BIN)/soak-kills
 
 lint: setup ## Check format and lints

@@ -203,7 +203,7 @@ impl Plan<'_> {
     fn environment(&self) -> Vec<(String, OsString)> {
         let mut environment = self.guests.environment();
         // What is set here by hand comes after it, and so counts.
-        environment.extend(environment_beginning_with(&["PODFLARE_", "RUST_LOG"]));
+        environment.extend(environment_beginning_with(&["PODFLARE_", "RUST_LOG", "OTEL_"]));
         if let Some(keys) = &self.args.api_keys {
             environment.push(("PODFLARE_API_KEYS".to_owned(), keys.into()));
         }

@@ -26,6 +26,7 @@ use crate::template::shelf::Shelf;
 use crate::template::variant::Variant;
 use crate::template::{DEFAULT, Template, folder, keep};
 use crate::tenant::{Keys, Tenant};
+use crate::traces::Traces;
 use crate::usage::Usage;
 use crate::vmm::{Machine, Vmm};
 use crate::webhook::Webhooks;
@@ -70,6 +71,7 @@ pub struct App {
     pub webhooks: Arc<Webhooks>,
     pub usage: Usage,
     pub metrics: Metrics,
+    pub traces: Traces,
     pub room: Room,
     pub spaces: Arc<Spaces>,
     /// One permit for each sandbox that is being written to the disk.
@@ -158,6 +160,7 @@ impl App {
             webhooks: records.webhooks,
             usage: records.usage,
             metrics: Metrics::default(),
+            traces: Traces::new(settings.collector.as_ref()),
             followers: Arc::new(Semaphore::new(FOLLOWERS_MAX)),
             terminal_clients: Arc::new(Semaphore::new(TERMINAL_CLIENTS_MAX)),
             endings: Semaphore::new(ENDINGS_PER_PROCESSOR * admission.processors()),
@@ -311,6 +314,9 @@ impl App {
         }
         self.journal.finish().await;
         self.usage.note().await;
+        let app = self.clone();
+        // It does not panic, and is cancelled only with the runtime.
+        tokio::task::spawn_blocking(move || app.traces.finish()).await.ok();
     }
 }
 

@@ -9,6 +9,7 @@ use crate::template::guest_settings::{GuestSettings, GuestSettingsError};
 use crate::template::size::{RAM_STEP_MIB, SizeLimits};
 use crate::tenant::{Known, Secret};
 use crate::tier::{Tiers, TiersError};
+use crate::traces::Collector;
 use clap::builder::{FalseyValueParser, RangedU64ValueParser};
 use clap::{ArgAction, Parser, ValueEnum};
 use podflare_wire::limits::{DISK_GIB_MAX, MEMORY_MIB_MAX, VCPUS_MAX};
@@ -41,6 +42,16 @@ fn subnet(text: &str) -> Result<Cidr, String> {
 
 fn cidr(text: &str) -> Result<Cidr, &'static str> {
     text.parse().map_err(|()| "it must be an IPv4 network such as 192.0.2.0/24")
+}
+
+fn http_url(text: &str) -> Result<String, &'static str> {
+    let is_one = ["http://", "https://"].iter().any(|scheme| text.starts_with(scheme));
+    if is_one { Ok(text.to_owned()) } else { Err("it must begin with http:// or https://") }
+}
+
+fn header(text: &str) -> Result<(String, String), &'static str> {
+    let (name, value) = text.split_once('=').ok_or("it must have the form name=value")?;
+    Ok((name.trim().to_owned(), value.trim().to_owned()))
 }
 
 fn seconds() -> RangedU64ValueParser<u64> {
@@ -206,6 +217,18 @@ pub struct Arguments {
     )]
     guest_env: Vec<String>,
 
+    /// A collector of OpenTelemetry to send a span of each request to, as http://127.0.0.1:4318
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL", value_parser = http_url)]
+    otlp_endpoint: Option<String>,
+
+    /// What to send it besides, as name=value, separated by commas
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_HEADERS", value_name = "HEADERS", hide_env_values = true, value_delimiter = ',', value_parser = header)]
+    otlp_headers: Vec<(String, String)>,
+
+    /// What this host is called there
+    #[arg(long, env = "OTEL_SERVICE_NAME", value_name = "NAME", default_value = "podflare-hostd")]
+    service_name: String,
+
     /// Form of the log
     #[arg(long, env = "PODFLARE_LOG_FORMAT", default_value = "text")]
     log_format: LogFormat,
@@ -253,6 +276,8 @@ pub struct Settings {
     pub terms: TermsOffered,
     pub freeze_timeout: Duration,
     pub heartbeat: Duration,
+    /// Where spans go.
+    pub collector: Option<Collector>,
     pub guest_settings: GuestSettings,
     pub log_format: LogFormat,
     pub log: String,
@@ -367,6 +392,11 @@ impl Arguments {
             terms,
             freeze_timeout: Duration::from_secs(self.freeze_timeout),
             heartbeat: Duration::from_secs(self.heartbeat),
+            collector: self.otlp_endpoint.map(|endpoint| Collector {
+                url: format!("{}/v1/traces", endpoint.trim_end_matches('/')),
+                headers: self.otlp_headers.into_iter().collect(),
+                service: self.service_name,
+            }),
             guest_settings: GuestSettings::read(self.guest_ca_bundle.as_deref(), &self.guest_env)?,
             log_format: self.log_format,
             log: self.log,

@@ -20,6 +20,7 @@ pub mod store;
 pub mod template;
 pub mod tenant;
 pub mod tier;
+pub mod traces;
 pub mod usage;
 pub mod vmm;
 pub mod webhook;

@@ -2,13 +2,14 @@
 
 use crate::app::App;
 use crate::phases::Phases;
+use crate::traces::{Answered, Parent};
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::middleware::Next;
 use axum::response::Response;
 use std::fmt::Write;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 use tracing::Instrument;
 
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
@@ -18,11 +19,13 @@ pub(super) async fn observe(State(app): State<Arc<App>>, request: Request, next:
     let begun = Instant::now();
     let route = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
     let method = request.method().clone();
+    let (began, path) = (SystemTime::now(), request.uri().path().to_owned());
+    let parent = parent(request.headers());
     let (trace_id, parent_span_id) = trace_parent(request.headers()).unwrap_or_default();
     let span = tracing::info_span!(
         "http_request",
         method = %request.method(),
-        path = request.uri().path(),
+        path,
         trace_id,
         parent_span_id,
     );
@@ -35,6 +38,17 @@ pub(super) async fn observe(State(app): State<Arc<App>>, request: Request, next:
         }
         let status = response.status().as_u16();
         app.metrics.count_answer(method.as_str(), route.as_deref().unwrap_or("none"), status, took);
+        let answered = Answered {
+            method: method.as_str(),
+            route: route.as_deref(),
+            path: &path,
+            status,
+            parent,
+            began,
+            took,
+            phases: &phases,
+        };
+        app.traces.record(&answered);
         tracing::debug!(status = response.status().as_u16(), took_us = took.as_micros(), "Answered");
         response
     }
@@ -50,6 +64,17 @@ fn server_timing(phases: &Phases, total: Duration) -> String {
         write!(text, "{separator}{name};dur={:.3}", duration.as_secs_f64() * 1e3).ok();
     }
     text
+}
+
+/// The same, as numbers.
+fn parent(headers: &HeaderMap) -> Option<Parent> {
+    let (trace, span) = trace_parent(headers)?;
+    let flags = headers.get(TRACEPARENT)?.to_str().ok()?.rsplit('-').next()?;
+    Some(Parent {
+        trace: u128::from_str_radix(trace, 16).ok()?.to_be_bytes(),
+        span: u64::from_str_radix(span, 16).ok()?.to_be_bytes(),
+        sampled: u8::from_str_radix(flags, 16).is_ok_and(|flags| flags & 1 == 1),
+    })
 }
 
 /// Trace and span of the W3C header, if it is well formed.

@@ -24,5 +24,6 @@ mod run;
 mod spaces;
 mod templates;
 mod tenants;
+mod traces;
 mod usage;
 mod webhooks;
