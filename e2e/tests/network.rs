@@ -285,7 +285,8 @@ fn one_that_opens_very_many_connections_has_no_more_of_the_hosts_table_than_its_
          for port in range(10000, 16000): all.sendto(b'x', ('{PUBLIC}', port))"
     ));
     let open = connections() - before;
-    assert!((2000..=4200).contains(&open), "{open} connections are open");
+    // Those that are over are counted until the kernel comes by.
+    assert!((2000..=5000).contains(&open), "{open} connections are open");
     host.delete(&sandbox.id);
     until("its connections to be forgotten", || (connections() < before + 100).then_some(()));
 }

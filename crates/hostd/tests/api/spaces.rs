@@ -447,6 +447,18 @@ async fn a_sealed_space_leaves_its_host_as_it_is_and_is_sealed_again_elsewhere()
     assert_eq!(host.text(&resumed(&host, &id, &json!({})).await, "get x").await, "secret");
 }
 
+/// An archive's manifest, and then not what should follow.
+fn in_another_order(archive: &[u8]) -> Vec<u8> {
+    let mut entries = tar::Archive::new(archive);
+    let mut manifest = entries.entries().unwrap().next().unwrap().unwrap();
+    let mut other = tar::Builder::new(Vec::new());
+    let mut header = manifest.header().clone();
+    other.append_data(&mut header, "manifest.json", &mut manifest).unwrap();
+    header.set_size(0);
+    other.append_data(&mut header, "state", std::io::empty()).unwrap();
+    other.into_inner().unwrap()
+}
+
 #[tokio::test]
 async fn what_is_no_exported_space_is_refused_and_leaves_nothing() {
     let host = Host::start(&["--pool-size", "0"]).await;
@@ -470,7 +482,8 @@ async fn what_is_no_exported_space_is_refused_and_leaves_nothing() {
         (Vec::new(), StatusCode::BAD_REQUEST, "manifest.json"),
         (vec![b'x'; 4096], StatusCode::BAD_REQUEST, ""),
         (archive[..archive.len() / 2].to_vec(), StatusCode::BAD_REQUEST, ""),
-        (changed("base/memory", "base/../etc"), StatusCode::BAD_REQUEST, "base/memory"),
+        (changed("base/memory", "base/../etc"), StatusCode::BAD_REQUEST, ""),
+        (in_another_order(&archive), StatusCode::BAD_REQUEST, "where base/state should be"),
         (changed("\"ram_mib\": 1024", "\"ram_mib\": 9999"), StatusCode::CONFLICT, "more than it may"),
         (changed("\"format\": 1", "\"format\": 7"), StatusCode::CONFLICT, "format 7"),
         (changed("\"base\": \"base_", "\"base\": \"../x_"), StatusCode::BAD_REQUEST, "no name"),
