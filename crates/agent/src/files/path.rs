@@ -77,10 +77,10 @@ mod tests {
 
     #[test]
     fn the_last_name_is_seen_as_it_is_written() {
-        for path in ["/.", "/..", "/root/.", "/root/..", "/root/..//", ".", "..", "/a/./"] {
+        for path in ["/.", "/..", "/a/.", "/a/..", "/a/..//", ".", "..", "/a/./"] {
             assert!(ends_in_dots(Path::new(path)), "{path}");
         }
-        for path in ["/", "", "/root", "/root/...", "/.a", "/a..", "/../a", "/./a/"] {
+        for path in ["/", "", "/a", "/a/...", "/.a", "/a..", "/../a", "/./a/"] {
             assert!(!ends_in_dots(Path::new(path)), "{path}");
         }
         assert_eq!(without_slashes(Path::new("/a/b//")).as_os_str(), "/a/b");
