@@ -131,7 +131,7 @@ fn a_full_host_disk_is_an_error_in_the_guest_and_nothing_more() {
     host.delete(&filler);
 
     // What the filler held is free again.
-    let next = host.create();
+    let next = until("the host to have room", || host.try_create().ok());
     let written = until("the filler's blocks to be freed", || {
         let result = host.bash(&next, "dd if=/dev/zero of=/root/some bs=1M count=20 conv=fsync; echo dd=$?");
         result.ok().filter(|output| output.stdout.contains("dd=0"))

@@ -71,19 +71,17 @@ impl Headroom {
 
     /// Whether there is room for so many machines more.
     pub fn check(&self, count: u32) -> Result<(), Short> {
-        check(self.read(), self.reserves, count)
-    }
-
-    fn read(&self) -> Reading {
         let mut last = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((at, reading)) = &*last
+        if let Some((at, reading)) = *last
             && at.elapsed() < READING_AGE_MAX
+            && check(reading, self.reserves, count).is_ok()
         {
-            return *reading;
+            return Ok(());
         }
+        // Nobody is refused by an old reading: what was short then may have become free.
         let reading = Reading { memory: self.vmm.memory(), disk: self.vmm.disk() };
         *last = Some((Instant::now(), reading));
-        reading
+        check(reading, self.reserves, count)
     }
 }
 
